@@ -1,0 +1,99 @@
+"""One way to show: the same object is a table in a terminal, HTML in a notebook and data for `--json`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any, Literal
+
+Mode = Literal["html", "text"]
+
+
+def in_notebook() -> bool:
+    """True inside a Jupyter, Colab or VS Code kernel; False in a terminal, a script or plain IPython."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return shell is not None and hasattr(shell, "kernel")
+
+
+def mode() -> Mode:
+    """How to show things that change: `html` in a notebook, `text` elsewhere and in CI; NBKIT_DISPLAY overrides."""
+    chosen = os.environ.get("NBKIT_DISPLAY", "")
+    if chosen == "html" or chosen == "text":
+        return chosen
+    return "html" if in_notebook() and not os.environ.get("CI") else "text"
+
+
+def emit(value: Any) -> None:
+    """Show `value` now: rich in a notebook, as text elsewhere."""
+    if in_notebook():
+        from IPython.display import display
+
+        display(value)
+    else:
+        print(value)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under headings, with a title above and notes below.
+
+    Attributes:
+        columns: Headings, as they are shown.
+        rows: One sequence a row, as long as `columns`; numbers are aligned to the right.
+        title: One line above; empty for none.
+        notes: Lines below, each a full sentence.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    title: str = ""
+    notes: Sequence[str] = field(default=())
+
+    def __str__(self) -> str:
+        """Aligned plain text, without trailing spaces."""
+        cells = [[_text(cell) for cell in row] for row in self.rows]
+        widths = [max(len(head), *(len(row[i]) for row in cells)) if cells else len(head)
+                  for i, head in enumerate(self.columns)]  # fmt: skip
+        right = [all(_numeric(row[i]) for row in self.rows) and bool(self.rows) for i in range(len(self.columns))]
+
+        def line(texts: Sequence[str]) -> str:
+            padded = (t.rjust(w) if r else t.ljust(w) for t, w, r in zip(texts, widths, right, strict=True))
+            return "  ".join(padded).rstrip()
+
+        head = [self.title] if self.title else []
+        return "\n".join([*head, line(self.columns), line(["-" * w for w in widths]), *map(line, cells), *self.notes])
+
+    __repr__ = __str__  # what a notebook's plain-text view and nbval compare
+
+    def _repr_html_(self) -> str:
+        def cell(value: Any, tag: str) -> str:
+            align = "right" if _numeric(value) else "left"
+            return f'<{tag} style="text-align:{align};vertical-align:top;white-space:pre-wrap">{escape(_text(value))}</{tag}>'
+
+        title = f"<caption style='text-align:left;caption-side:top;font-weight:600'>{escape(self.title)}</caption>"
+        head = "".join(cell(name, "th") for name in self.columns)
+        body = "".join("<tr>" + "".join(cell(value, "td") for value in row) + "</tr>" for row in self.rows)
+        notes = "".join(f"<div style='opacity:.75'>{escape(note)}</div>" for note in self.notes)
+        return f"<table>{title if self.title else ''}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}"
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """One dictionary a row, for `--json`."""
+        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+
+def _numeric(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

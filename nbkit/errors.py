@@ -1,0 +1,84 @@
+"""One way to fail: what happened, what to do next, and an exit code.
+
+The same object prints in a terminal, renders in a notebook (no traceback unless NBKIT_DEBUG=1) and dumps under `--json`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+
+class NbkitError(Exception):
+    """A failure that a person can act on.
+
+    Args:
+        message: What happened, with the values; may name a file and line.
+        hint: What to do next, as a command to paste where there is one.
+        exit_code: 1 failed, 2 usage, 3 unreachable, 4 authentication or host key, 5 a blocker found by the doctor.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "", exit_code: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        if exit_code is not None:
+            self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        """The text a person reads: the message, then the fix."""
+        return self.message + (f"\n  Fix:  {self.hint}" if self.hint else "")
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `--json` prints on failure."""
+        return {"error": type(self).__name__, "message": self.message, "hint": self.hint, "exit_code": self.exit_code}
+
+    def _render_traceback_(self) -> list[str]:
+        """Shown by IPython in place of a traceback: the traceback would only show our insides."""
+        if debugging():
+            import traceback
+
+            return traceback.format_exception(type(self), self, self.__traceback__)
+        return [f"Error: {self}", "  (traceback: set NBKIT_DEBUG=1)"]
+
+
+class DataError(NbkitError):
+    """Rows that cannot be used as they stand; names the file and the line."""
+
+
+class ModelError(NbkitError):
+    """A model that cannot be found, read or prepared."""
+
+
+class RunError(NbkitError):
+    """A run that cannot be started, found, resumed or finished."""
+
+
+class StorageError(NbkitError):
+    """A file that cannot be written: disk full, no permission, read-only."""
+
+
+class MissingPackageError(NbkitError):
+    """An optional package is absent; the hint installs the extra that holds it."""
+
+
+def debugging() -> bool:
+    """True when the user asked for tracebacks (NBKIT_DEBUG=1)."""
+    return os.environ.get("NBKIT_DEBUG", "") not in {"", "0"}
+
+
+def require(*modules: str, extra: str) -> None:
+    """Say which extra to install when one of `modules` is absent, instead of a ModuleNotFoundError from deep inside.
+
+    Raises: MissingPackageError.
+    """
+    import importlib.util
+
+    absent = [name for name in modules if importlib.util.find_spec(name) is None]
+    if absent:
+        raise MissingPackageError(
+            f"{', '.join(absent)} is not installed; this needs nbkit's {extra!r} extra.",
+            hint=f'pip install "nbkit-llm[{extra}]"      (in a clone: make setup)',
+        )
