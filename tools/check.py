@@ -1,0 +1,100 @@
+"""Everything that must hold before a change lands: lint, every test, the notebooks. What `make test` and CI run.
+
+    python -m tools.check              all of it
+    python -m tools.check lint         ruff and mypy alone
+
+Each stage runs even if one before it failed, so that one run tells all. At the end: what was skipped, by name and
+reason, the time of each stage, and one line with the counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from collections import Counter
+from pathlib import Path
+
+from tools.guards import ROOT
+
+LINT = {
+    "ruff check": ["ruff", "check", "."],
+    "ruff format": ["ruff", "format", "--check", "--quiet", "."],
+    "mypy": ["mypy"],
+    "notebook lint": ["tools.notebooks", "check"],
+}
+
+
+def run(title: str, words: list[str], times: dict[str, float]) -> bool:
+    """Run one stage as `python -m`, its output passed through; True if it ended well."""
+    print(f"\n== {title}", flush=True)
+    start = time.monotonic()
+    code = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, check=False).returncode
+    times[title] = time.monotonic() - start
+    if code:
+        print(f"== {title} FAILED (exit {code})", flush=True)
+    return code == 0
+
+
+def read(report: Path) -> tuple[Counter[str], list[str]]:
+    """How many passed, failed and were skipped, and a line for each that was skipped, from pytest's report."""
+    counts: Counter[str] = Counter()
+    skipped = []
+    if not report.exists():
+        return counts, skipped
+    for case in ET.parse(report).iter("testcase"):  # noqa: S314 - written by the pytest we just ran
+        skip = case.find("skipped")
+        if skip is not None:
+            counts["skipped"] += 1
+            skipped.append(f"{case.get('classname')}::{case.get('name')}: {skip.get('message', '').strip()}")
+        elif case.find("failure") is not None or case.find("error") is not None:
+            counts["failed"] += 1
+        else:
+            counts["passed"] += 1
+    return counts, skipped
+
+
+def clock(seconds: float) -> str:
+    """`45 s` or `3 min 05 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def check(since: float) -> int:
+    """All stages; returns the exit code. `since` is when the person began to wait, in seconds of the epoch."""
+    times: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="nbkit-check-") as folder:
+        unit, smoke = Path(folder) / "unit.xml", Path(folder) / "notebooks.xml"
+        well = {title: run(title, words, times) for title, words in LINT.items()}
+        well["tests"] = run("tests", ["pytest", "-q", "--durations=10", f"--junitxml={unit}"], times)
+        well["notebooks"] = run("notebooks", ["tools.notebooks", "smoke", f"--junitxml={smoke}"], times)
+        (counts, skipped), (cells, skipped_cells) = read(unit), read(smoke)
+    counts.update(cells)
+    print(f"\n== {counts['skipped']} skipped")
+    print(*(f"  {line}" for line in skipped + skipped_cells), sep="\n")
+    print("\n== time: " + ", ".join(f"{title} {clock(seconds)}" for title, seconds in times.items()))
+    print(f"   from the start of the command, setup included: {clock(time.time() - since)}")
+    failed = [title for title, passed in well.items() if not passed]
+    print("\n" + (f"FAILED: {', '.join(failed)}" if failed else "all stages passed"))
+    print(f"{counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped")
+    return 1 if failed else 0
+
+
+def main() -> int:
+    """Run the stages asked for; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("only", nargs="?", choices=["lint"])
+    parser.add_argument("--since", type=float, default=time.time())
+    options = parser.parse_args()
+    if options.only:
+        times: dict[str, float] = {}
+        well = [run(title, words, times) for title, words in LINT.items()]
+        return 0 if all(well) else 1
+    return check(options.since)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
