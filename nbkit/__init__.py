@@ -18,8 +18,9 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "evaluation": ("nbkit.evaluation", None),
     "probe": ("nbkit.hardware", "probe"),
     "fits": ("nbkit.memory", "fits"),
-    "start": ("nbkit.training", "start"),
-    "watch": ("nbkit.training", "watch"),
+    "settings": ("nbkit.training", "settings"),
+    "start": ("nbkit.widgets", "start"),
+    "watch": ("nbkit.widgets", "watch"),
     "runs": ("nbkit.training", "runs"),
     "Run": ("nbkit.training", "Run"),
 }

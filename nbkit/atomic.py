@@ -55,8 +55,10 @@ def _free_gib(path: Path) -> float:
     return 0.0
 
 
-def write_bytes(path: str | Path, content: bytes, *, mode: int = 0o644) -> Path:
+def write_bytes(path: str | Path, content: bytes, *, mode: int = 0o644, durable: bool = True) -> Path:
     """Write `content` to `path` whole or not at all; parents are made. `mode` is the final permission.
+
+    `durable=False` leaves out the fsync, for a small file that is written again in a moment.
 
     Raises: StorageError.
     """
@@ -69,23 +71,26 @@ def write_bytes(path: str | Path, content: bytes, *, mode: int = 0o644) -> Path:
                 file.write(content)
                 file.flush()
                 os.fchmod(file.fileno(), mode)
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             os.replace(staged, path)
         except BaseException:
             Path(staged).unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        if durable:
+            _sync_folder(path.parent)
     return path
 
 
-def write_text(path: str | Path, content: str, *, mode: int = 0o644) -> Path:
+def write_text(path: str | Path, content: str, *, mode: int = 0o644, durable: bool = True) -> Path:
     """Write UTF-8 text; see write_bytes."""
-    return write_bytes(path, content.encode(), mode=mode)
+    return write_bytes(path, content.encode(), mode=mode, durable=durable)
 
 
-def write_json(path: str | Path, value: Any, *, mode: int = 0o644) -> Path:
+def write_json(path: str | Path, value: Any, *, mode: int = 0o644, durable: bool = True) -> Path:
     """Write `value` as indented JSON with a final newline; see write_bytes. NaN is refused: it is not JSON."""
-    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", mode=mode)
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return write_text(path, text, mode=mode, durable=durable)
 
 
 @contextlib.contextmanager

@@ -204,7 +204,7 @@ class TestReport:
             "folder/data.jsonl:2: the answer is empty: it would teach to stop at once.",
             "folder/data.jsonl:5: the id of an earlier row is used again, such as 1 of line 3.",
             "folder/data.jsonl:8: 'completion' is missing; the row has prompt.",
-            "and 1 more errors",
+            "and 1 more error",
         ] == caught.value.message.splitlines()
         assert caught.value.hint.startswith("leave the row out ")
 
@@ -218,7 +218,7 @@ class TestReport:
     def test_prints_one_line_when_all_is_well(self):
         """Without problems the report is one line, in text and in HTML."""
         report = check(read([pair()]))
-        assert "list: 1 rows, prompt-completion, 0 errors, 0 warnings" == repr(report)
+        assert "list: 1 row, prompt-completion, 0 errors, 0 warnings" == repr(report)
         assert f"<div>{report!r}</div>" == report._repr_html_()
 
     def test_data_in_a_message_is_escaped(self):

@@ -54,7 +54,7 @@ class TestSplit:
     def test_a_question_is_never_on_both_sides(self):
         """All answers to a question stay together, also when only white space tells the questions apart."""
         many = rows(50, answers=4)
-        noisy = many.map(lambda row: {**row, "prompt": row["prompt"].replace(" ", " " * (1 + hash(str(row)) % 2))})
+        noisy = many.map(lambda row: {**row, "prompt": row["prompt"] + " " * (row["completion"] == "answer 2")})
         for seed in range(5):
             parts = split(noisy, seed=seed, test_size=0.3)
             assert 60 == len(parts["test"])

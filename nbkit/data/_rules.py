@@ -83,7 +83,7 @@ def wrong_in_text(question: str, answer: str) -> Iterator[Problem]:
             f"the answer has at most {SHORT_CHARACTERS} characters.",
             "look at them: a right answer, or a cut one?",
         )
-    if question != question.strip() or answer != answer.strip():
+    if any(text.strip() and text != text.strip() for text in (question, answer)):
         yield (
             "outer white space",
             "white space at the start or end; it becomes tokens.",

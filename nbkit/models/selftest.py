@@ -146,4 +146,6 @@ def _gradient(network: Any, batch: Any) -> Any:
 def _cosine(one: Any, other: Any) -> float:
     import torch
 
-    return float(torch.nn.functional.cosine_similarity(one.flatten().float(), other.flatten().float(), dim=0, eps=1e-30))
+    return float(
+        torch.nn.functional.cosine_similarity(one.flatten().float(), other.flatten().float(), dim=0, eps=1e-30)
+    )

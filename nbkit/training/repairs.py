@@ -1,0 +1,77 @@
+"""What is mended in a trainer before it runs; each returns what it did, for the run's record."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def fp32_adapters(trainer: Any) -> str:
+    """Train adapters in fp32: TRL 1.16 casts those of a quantised model to bf16 at the start, and a resume loads them
+    as fp32, so that a resumed run is not the run that was stopped. In fp16 training the gradient scaler wants it too.
+    """
+    import torch
+
+    if not getattr(trainer.model, "peft_config", None):
+        return ""
+    narrow = [p for p in trainer.model.parameters() if p.requires_grad and p.dtype in {torch.bfloat16, torch.float16}]
+    for parameter in narrow:
+        parameter.data = parameter.data.float()
+    return f"{len(narrow)} adapter tensors to fp32, so that a resume is exact" if narrow else ""
+
+
+def one_row_a_step(trainer: Any) -> str:
+    """Log every step, non-finite values as they are: Trainer's filter would write a NaN loss down as 0.0."""
+    args = trainer.args
+    changed = args.logging_steps != 1 or args.logging_nan_inf_filter
+    args.logging_strategy = type(args.logging_strategy)("steps")
+    args.logging_steps = 1
+    args.logging_nan_inf_filter = False
+    return "logging every step, NaN shown as NaN" if changed else ""
+
+
+def score_trained_tokens_only(trainer: Any) -> str:
+    """On a CPU, let TRL's fused head compute the loss of trained tokens only, as it does on a GPU.
+
+    TRL 1.16 scores every position where there is no Triton, prompt and padding included, and masks afterwards ("the
+    number of valid positions would change the tile shapes on every batch and trigger a recompilation": true of an
+    accelerator that compiles, not of a CPU). Loss and gradients are the same (tested); on the embedded task a step takes
+    about a third less time.
+
+    Source: trl/trainer/utils.py `add_fused_lm_head`, 1.16.
+    """
+    if trainer.args.device.type != "cpu" or not _is_sft(trainer):
+        return ""
+    from trl.trainer import utils
+
+    original = getattr(utils, "_use_triton", None)
+    if original is None or getattr(original, "nbkit", False):
+        return ""
+
+    def compact(device: Any) -> bool:
+        return device.type == "cpu" or bool(original(device))
+
+    compact.nbkit = True  # type: ignore[attr-defined]
+    # The name in `utils` decides which positions are scored; the kernels ask their own module's function.
+    utils._use_triton = compact
+    return "loss of trained tokens only, prompt and padding left out of the work"
+
+
+def _is_sft(trainer: Any) -> bool:
+    return any(kind.__name__ == "SFTTrainer" for kind in type(trainer).__mro__)
+
+
+def mend(trainer: Any) -> list[str]:
+    """All of the above; returns a line for each that changed something.
+
+    Raises: ModelError when the model was evaluated before its 4-bit layers were mended; see `models.prepare`.
+    """
+    from nbkit.models.prepare import keep_differentiable
+
+    layers = keep_differentiable(trainer.model)
+    done = [
+        f"{layers} 4-bit layers kept differentiable" if layers else "",
+        fp32_adapters(trainer),
+        one_row_a_step(trainer),
+        score_trained_tokens_only(trainer),
+    ]
+    return [line for line in done if line]

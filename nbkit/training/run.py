@@ -1,0 +1,254 @@
+"""A run is a directory: this is the side that reads it, from this kernel, another one, or a terminal.
+
+runs/<id>/config.yaml     what `trl sft --config` reads
+          metrics.jsonl   one object a step, appended
+          events.jsonl    what happened: started, repaired, saved, stopped, failed
+          status.json     the state word, the step, and the cause of a failure
+          STOP            there when someone asked to stop
+          checkpoints/    see checkpoint.py
+          adapter/        the result (model/ after full fine-tuning)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from nbkit import atomic
+from nbkit.display import Table
+from nbkit.errors import RunError
+
+State = Literal["waiting", "training", "evaluating", "stalled", "done", "stopped", "failed"]
+ACTIVE = ("waiting", "training", "evaluating", "stalled")
+_STALLED_STEPS = 5  # no row for this many median steps
+_STALLED_LEAST_S = 60.0
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a run stands; times are seconds since the epoch."""
+
+    state: State
+    step: int
+    max_steps: int
+    started: float
+    updated: float
+    pid: int
+    host: str
+    process_started: float
+    cause: str = ""
+    hint: str = ""
+    resumed_from: int = 0
+
+    @property
+    def active(self) -> bool:
+        """True while it may still write."""
+        return self.state in ACTIVE
+
+
+class Run:
+    """One run directory, read afresh at every call.
+
+    Args:
+        path: The directory; it must hold a status.json.
+    Raises: RunError when it is not a run.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not (self.path / "status.json").is_file():
+            raise RunError(f"{self.path} is not a run: it has no status.json.", hint="nbkit runs      lists them")
+
+    @property
+    def id(self) -> str:
+        """The directory's name."""
+        return self.path.name
+
+    @property
+    def adapter(self) -> Path:
+        """The folder of the result: adapter/ for LoRA and QLoRA, model/ for full fine-tuning."""
+        return self.path / ("model" if (self.path / "model").is_dir() else "adapter")
+
+    @property
+    def status(self) -> Status:
+        """The recorded status, corrected by what can be seen: a process that is gone has failed, a silent one stalled."""
+        recorded = Status(**json.loads((self.path / "status.json").read_text()))
+        if not recorded.active:
+            return recorded
+        if _gone(recorded):
+            return _with(
+                recorded,
+                state="failed",
+                cause=f"its process {recorded.pid} is gone (killed, out of memory, or the kernel was restarted)",
+                hint='start the cell again with nbkit.start(trainer, resume="auto"): it goes on from the last checkpoint',
+            )
+        return _with(recorded, state="stalled") if self._silent(recorded) else recorded
+
+    def _silent(self, status: Status) -> bool:
+        if status.state != "training":
+            return False
+        times = [row["time"] for row in self.metrics()[-50:] if "loss" in row]
+        gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+        limit = max(_STALLED_LEAST_S, _STALLED_STEPS * statistics.median(gaps)) if gaps else 10 * _STALLED_LEAST_S
+        return time.time() - status.updated > limit
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All rows so far: `step`, `time` and what the trainer logged. A line still being written is left out."""
+        return _lines(self.path / "metrics.jsonl")
+
+    def events(self) -> list[dict[str, Any]]:
+        """What happened, in order; each with `time`, `event` and its particulars."""
+        return _lines(self.path / "events.jsonl")
+
+    def stop(self) -> None:
+        """Ask the run to finish its step, save a checkpoint and the adapter, and end. Works from any process."""
+        status = self.status
+        if not status.active:
+            raise RunError(f"Run {self.id} is not running: {status.state} at step {status.step}.", hint="nbkit runs")
+        atomic.write_text(self.path / "STOP", "asked to stop\n")
+
+    def wait(self, timeout_s: float | None = None) -> Run:
+        """Wait until it ends, with a line of progress now and then. An interrupt (■, Ctrl-C) stops the run well.
+
+        Returns: The run itself.
+        Raises: RunError with the cause when it failed; TimeoutError after `timeout_s`.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        asked = False
+        while self._alive():
+            try:
+                self._pause(0.2)
+                if deadline is not None and time.monotonic() > deadline:
+                    raise TimeoutError(f"run {self.id} has not ended within {timeout_s:g} s; it goes on")
+            except KeyboardInterrupt:
+                if asked:
+                    raise
+                asked = True
+                self.stop()
+                print(f"Stopping {self.id} after this step; it saves a checkpoint and the adapter (■ again: leave it).")
+        status = self.status
+        if status.state == "failed":
+            raise RunError(f"Run {self.id} failed at step {status.step}: {status.cause}", hint=status.hint)
+        return self
+
+    def _alive(self) -> bool:
+        return self.status.active
+
+    def _pause(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def headline(self) -> str:
+        """One line: state, step, loss, speed, time left."""
+        return headline(self.status, self.metrics())
+
+    def table(self) -> Table:
+        """A summary, for the end of a cell."""
+        status, rows = self.status, self.metrics()
+        losses = [row["loss"] for row in rows if row.get("loss") is not None]
+        evals = [row["eval_loss"] for row in rows if row.get("eval_loss") is not None]
+        facts: list[tuple[str, Any]] = [
+            ("state", status.state + (f": {status.cause}" if status.cause else "")),
+            ("step", f"{status.step} of {status.max_steps}"),
+            ("training loss", f"{losses[0]:.3f} to {losses[-1]:.4f}" if losses else None),
+            ("evaluation loss", " ".join(f"{value:.4f}" for value in evals[-5:]) or None),
+            ("minutes", f"{(status.updated - status.started) / 60:.1f}"),
+            ("result", self.adapter.name if self.adapter.is_dir() else None),
+        ]
+        return Table(["run", self.id], facts)
+
+    def __repr__(self) -> str:
+        status = self.status
+        return f"Run({self.id}: {status.state}, step {status.step} of {status.max_steps})"
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+
+def headline(status: Status, rows: list[dict[str, Any]]) -> str:
+    """`training · step 41/120 · loss 0.2531 · 190 tok/s · ETA 03:12`; parts that are not known yet are left out."""
+    parts = [status.state, f"step {status.step}/{status.max_steps or '?'}"]
+    trained = [row for row in rows if row.get("loss") is not None]
+    if trained:
+        parts.append(f"loss {trained[-1]['loss']:.4f}")
+    recent = trained[-20:]
+    if len(recent) > 1:
+        seconds = recent[-1]["time"] - recent[0]["time"]
+        steps = recent[-1]["step"] - recent[0]["step"]
+        tokens = (recent[-1].get("num_tokens") or 0) - (recent[0].get("num_tokens") or 0)
+        if tokens > 0 and seconds > 0:
+            parts.append(f"{tokens / seconds:,.0f} tok/s")
+        if status.state == "training" and steps > 0:
+            left = int((status.max_steps - status.step) * seconds / steps)
+            parts.append(f"ETA {left // 60:02d}:{left % 60:02d}")
+    if status.cause:
+        parts.append(status.cause)
+    return " · ".join(parts)
+
+
+def runs_dir() -> Path:
+    """Where runs live: NBKIT_RUNS, else `runs` in the current folder."""
+    return Path(os.environ.get("NBKIT_RUNS") or "runs")
+
+
+def runs(folder: str | Path | None = None) -> list[Run]:
+    """Every run in `folder` (default: `runs_dir()`), the newest first."""
+    root = Path(folder) if folder is not None else runs_dir()
+    found = [Run(path.parent) for path in root.glob("*/status.json")]
+    return sorted(found, key=lambda run: run.id, reverse=True)
+
+
+def latest(name: str | Path | None = None, folder: str | Path | None = None) -> Run:
+    """The run called `name` (an id, the start of one, or a path), or the newest one.
+
+    Raises: RunError when there is none, or when `name` fits several.
+    """
+    if name is not None and (Path(name) / "status.json").is_file():
+        return Run(name)
+    root = Path(folder) if folder is not None else runs_dir()
+    found = [run for run in runs(root) if name is None or run.id.startswith(str(name))]
+    if not found:
+        which = f"no run {str(name)!r}" if name is not None else "no run"
+        raise RunError(
+            f"There is {which} in {root.absolute()}.", hint="nbkit runs      or set NBKIT_RUNS to the folder of runs"
+        )
+    if name is not None and len(found) > 1 and all(run.id != str(name) for run in found):
+        raise RunError(
+            f"{name!r} fits {len(found)} runs: {', '.join(run.id for run in found)}.", hint="write more of the id"
+        )
+    return next((run for run in found if run.id == str(name)), found[0])
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    return [json.loads(line) for line in whole.splitlines() if line]
+
+
+def _with(status: Status, **changes: Any) -> Status:
+    from dataclasses import replace
+
+    return replace(status, **changes)
+
+
+def process_started(pid: int) -> float:
+    """When `pid` began, so that a number used again by another process is not taken for it; 0.0 when it is gone."""
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.Error:
+        return 0.0
+
+
+def _gone(status: Status) -> bool:
+    if status.host != socket.gethostname():
+        return False  # another machine's process cannot be seen from here
+    return abs(process_started(status.pid) - status.process_started) > 1.0
