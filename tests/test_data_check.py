@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 
 import pytest
 
@@ -56,7 +56,15 @@ class TestErrors:
             ({"messages": [user("a")]}, "no assistant turn", "there is no assistant turn to learn from."),
             ({"messages": [user("a"), user("b"), assistant("c")]}, "role order", "user follows user."),
             (
-                {"messages": [user("a"), assistant("b"), {"role": "system", "content": "c"}, user("d"), assistant("e")]},
+                {
+                    "messages": [
+                        user("a"),
+                        assistant("b"),
+                        {"role": "system", "content": "c"},
+                        user("d"),
+                        assistant("e"),
+                    ]
+                },
                 "role order",
                 "a system turn stands after other turns.",
             ),
@@ -77,7 +85,7 @@ class TestErrors:
             ({"question": "a"}, "unknown format", "the columns fit no known format: question."),
             (pair(score=float("nan")), "not JSON", "'score' cannot be written as JSON: Out of range float values"),
             (
-                pair(date=datetime.date(2024, 1, 1)),
+                pair(date=dt.date(2024, 1, 1)),
                 "not JSON",
                 "'date' cannot be written as JSON: Object of type date is not JSON serializable.",
             ),
@@ -114,7 +122,15 @@ class TestErrors:
         "row",
         [
             pair(),
-            {"messages": [{"role": "system", "content": "s"}, user("a"), assistant("bcd"), user("e"), assistant("fgh")]},
+            {
+                "messages": [
+                    {"role": "system", "content": "s"},
+                    user("a"),
+                    assistant("bcd"),
+                    user("e"),
+                    assistant("fgh"),
+                ]
+            },
             {"messages": [user("a"), {"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]}]},
             {
                 "messages": [

@@ -10,7 +10,7 @@ from nbkit.data import Marked, TokenStats, chatterbot, convert, marked, read, ti
 from nbkit.data.tokens import percentile
 from nbkit.errors import DataError
 
-# The generation prompt of this one ends in tokens that the whole conversation does not have, as some thinking models do.
+# Its generation prompt ends in tokens that the whole conversation does not have, as with some thinking models.
 UNEVEN = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n\n</think>\n{% endif %}"
@@ -28,7 +28,14 @@ def assistant(text):
 
 
 # What begins with white space may merge with the end of the prompt; what holds special tokens must not move the mask.
-ODD_PAIRS = [("a", "b"), ("a ", " b"), ("a", "\nb"), ("", "x"), ("caf\u00e9 \U0001f600", "\u4f60\u597d"), ("q", "<|im_end|> z")]
+ODD_PAIRS = [
+    ("a", "b"),
+    ("a ", " b"),
+    ("a", "\nb"),
+    ("", "x"),
+    ("caf\u00e9 \U0001f600", "\u4f60\u597d"),
+    ("q", "<|im_end|> z"),
+]
 CHATS = [
     *tickets.generate(train=8, held_out=2)["train"],
     {"prompt": [user("a"), assistant("b"), user("c")], "completion": [assistant("d")]},
@@ -119,13 +126,10 @@ class TestMarked:
     def test_text_marks_the_trained_part(self, tokenizer):
         """As text, the trained part stands in ⟦ ⟧ inside the whole row as the model reads it."""
         row = {"prompt": [{"role": "system", "content": "s"}, user("Hi \u00e9")], "completion": [assistant("Hello")]}
-        expected = (
+        assert (
             "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nHi \u00e9<|im_end|>\n<|im_start|>assistant\n"
-            "⟦Hello<|im_end|>\n⟧\n(25 tokens, ⟦ ⟧ marks the 3 that are trained on)"
-        )
-        ids, loss_mask = tokenize_row(row, tokenizer)
-        expected = expected.replace("25 tokens", f"{len(ids)} tokens").replace("the 3 ", f"the {sum(loss_mask)} ")
-        assert expected == repr(marked(row, tokenizer))
+            "⟦Hello<|im_end|>\n⟧\n(18 tokens, ⟦ ⟧ marks the 3 that are trained on)"
+        ) == repr(marked(row, tokenizer))
 
     def test_the_whole_set_is_shown_without_loss(self, tokenizer):
         """The runs of every row together are its tokens decoded, whatever characters it holds."""

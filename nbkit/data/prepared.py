@@ -108,7 +108,8 @@ def save_prepared(splits: dict[str, Rows], path: str | Path, *, provenance: str)
         raise DataError(
             "provenance is empty.", hint='say where the data is from: provenance="own support mails 2026, internal use"'
         )
-    _refuse_foreign(path)
+    with atomic.explain(path):
+        _refuse_foreign(path)
     name = _common_format(splits)
     with atomic.folder(path) as staged:
         entries: dict[str, dict[str, Any]] = {}
@@ -174,13 +175,32 @@ def load_prepared(path_or_name: str | Path) -> Prepared:
     if path_or_name in EMBEDDED:
         return _embedded(str(path_or_name))
     path = Path(path_or_name)
+    try:
+        return _load(path)
+    except PermissionError as error:
+        raise DataError(f"No permission to read {error.filename}.", hint=f"ls -la {shlex.quote(str(path))}") from error
+
+
+def _load(path: Path) -> Prepared:
     manifest = _manifest(path)
     splits: dict[str, Rows] = {}
     hashes: dict[str, str] = {}
     for split, entry in manifest["splits"].items():
-        hashes[split] = _verify(path, split, entry["rows"], entry["sha256"])
-        splits[split] = read(path / f"{split}.jsonl")
-    return Prepared(path, splits, hashes, manifest["format"], manifest["provenance"])
+        file = path / f"{split}.jsonl"
+        hashes[split] = _verify(path, file, entry["rows"], entry["sha256"])
+        splits[split] = read(file)
+        if len(splits[split]) != entry["rows"]:
+            raise DataError(
+                f"{file} holds {len(splits[split]):,} rows, {MANIFEST} says {entry['rows']:,}.", hint=_again(path)
+            )
+    prepared = Prepared(path, splits, hashes, manifest["format"], manifest["provenance"])
+    if prepared.fingerprint != manifest["fingerprint"]:
+        raise DataError(
+            f"{path / MANIFEST} was changed: its fingerprint is {manifest['fingerprint'][:12]}, "
+            f"the splits it lists have {prepared.fingerprint[:12]}.",
+            hint=_again(path),
+        )
+    return prepared
 
 
 def _embedded(name: str) -> Prepared:
@@ -227,17 +247,16 @@ def _wrong_in(manifest: Any) -> str:
     """What is not as save_prepared writes it, or an empty string; a file name never comes from the manifest."""
     if manifest["schema"] != SCHEMA:
         return f"schema {manifest['schema']!r}; this nbkit ({__version__}) reads {SCHEMA}"
-    if not isinstance(manifest["format"], str) or not isinstance(manifest["provenance"], str):
-        return "format and provenance must be strings"
+    if not all(isinstance(manifest[field], str) for field in ("format", "provenance", "fingerprint")):
+        return "format, provenance and fingerprint must be strings"
     for split, entry in manifest["splits"].items():
         if not _SPLIT_NAME.fullmatch(split) or not isinstance(entry["rows"], int) or len(entry["sha256"]) != 64:
             return f"the entry of split {split!r} is not as it was written"
     return ""
 
 
-def _verify(path: Path, split: str, count: int, digest: str) -> str:
+def _verify(path: Path, file: Path, count: int, digest: str) -> str:
     """The hash of a split's file, once it is what the manifest says."""
-    file = path / f"{split}.jsonl"
     if not file.is_file():
         raise DataError(f"{file} is missing; {MANIFEST} lists it with {count:,} rows.", hint=_again(path))
     found = atomic.sha256(file)

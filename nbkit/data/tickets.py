@@ -22,6 +22,7 @@ PROVENANCE = (
 )
 INSTRUCTION = "Reply with JSON: name, product, order, issue, urgent."
 ISSUES = ("late", "broken", "wrong_item", "missing_part", "refund")
+_MOST_MISSES = 2000  # in a row: the words are used up
 FIELDS = ("name", "product", "order", "issue", "urgent")
 
 
@@ -58,9 +59,8 @@ def _split(
     names, products = {fields["name"] for fields in used}, {fields["product"] for fields in used}
     messages: set[str] = set()
     rows: list[dict[str, Any]] = []
-    for _ in range(count * 200):
-        if len(rows) == count:
-            return rows
+    missed = 0
+    while len(rows) < count and missed < _MOST_MISSES:
         fields = {
             "name": f"{rng.choice(words.first)} {rng.choice(words.last)}",
             "product": f"{rng.choice(words.brands)} {rng.choice(words.items)}",
@@ -70,7 +70,9 @@ def _split(
         }
         message = _message(fields, words, rng)
         if fields["name"] in names or fields["product"] in products or message in messages:
+            missed += 1
             continue
+        missed = 0
         messages.add(message)
         completion = json.dumps(fields, separators=(", ", ": "))
         rows.append(
@@ -80,6 +82,8 @@ def _split(
                 "completion": [{"role": "assistant", "content": completion}],
             }
         )
+    if len(rows) == count:
+        return rows
     raise ValueError(f"only {len(rows)} of {count} {split} rows can be made from the words at hand; ask for fewer")
 
 
@@ -122,7 +126,7 @@ def _noise(text: str, fields: dict[str, Any], rng: random.Random) -> str:
             words[at] = word[:cut] + word[cut + 1] + word[cut] + word[cut + 2 :]
     style = rng.random()
     if style < 0.12:
-        words = [word if word.rstrip(".,!:;") in kept else word.lower() for word in words]
+        words = [word if word.strip(".,!:;()-") in kept else word.lower() for word in words]
     elif style < 0.2:
         words = [word.rstrip(".") for word in words]
     return " ".join(words)

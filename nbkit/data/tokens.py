@@ -158,8 +158,8 @@ class TokenStats:
         notes = [f"{self.total_tokens:,} tokens in all, {self.trained_tokens:,} ({share:.0%}) of them trained on."]
         if self.max_length is not None:
             notes.append(
-                f"max_length={self.max_length}: {self.truncated:,} rows are cut; {self.lost:,} rows have no trained token "
-                "left and are dropped by the trainer."
+                f"max_length={self.max_length}: {self.truncated:,} rows are cut; {self.lost:,} rows have no trained "
+                "token left and are dropped by the trainer."
             )
         notes.append(f"Suggested: max_length={self.suggest_max_length}.")
         title = f"{len(self.total):,} rows"

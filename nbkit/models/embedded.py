@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 LICENCE = "Apache-2.0"
 NAME = "SmolLM2-135M-Instruct"
-_FORMAT = 1  # raise it when the conversion changes: an older copy in the cache is then made anew
+_FORMAT = 2  # raise it when the conversion changes: an older copy in the cache is then made anew
 _MANIFEST = "nbkit.json"
 _NEEDED_GIB = 0.6
 
@@ -178,7 +179,7 @@ def _forget_origin(staged: Path) -> None:
     """Take out what the GGUF loader leaves behind: a training run's name, and flags of the local read."""
     for name, stale in (
         ("tokenizer_config.json", ("is_local", "local_files_only", "name_or_path")),
-        ("config.json", ("_name_or_path",)),
+        ("config.json", ("_name_or_path", "_model_name_or_path")),
     ):
         path = staged / name
         content = json.loads(path.read_text())
@@ -194,7 +195,8 @@ def _quiet_transformers() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader's bar knows no switch
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:

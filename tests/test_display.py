@@ -1,0 +1,42 @@
+"""The same table in a terminal, a notebook and JSON."""
+
+from __future__ import annotations
+
+import pytest
+
+from nbkit.display import Table, mode
+
+
+class TestTable:
+    table = Table(["model", "GiB"], [("a<b", 1.23456), ("long name", 12345)], title="T", notes=["Note."])
+
+    def test_text_is_aligned_without_trailing_spaces(self):
+        """Numbers stand to the right, text to the left."""
+        expected = "T\nmodel         GiB\n---------  ------\na<b         1.235\nlong name  12,345\nNote."
+        assert expected == str(self.table)
+
+    def test_html_is_escaped(self):
+        """A cell cannot inject markup."""
+        assert "a&lt;b" in self.table._repr_html_()
+        assert "a<b" not in self.table._repr_html_()
+
+    def test_an_empty_table_has_its_heads(self):
+        """No rows is not an error."""
+        assert "a  b\n-  -" == str(Table(["a", "b"], []))
+
+    def test_as_dicts_names_the_columns(self):
+        """A script gets one object a row."""
+        assert {"model": "a<b", "GiB": 1.23456} == self.table.as_dicts()[0]
+
+
+@pytest.mark.parametrize("chosen", ["html", "text"])
+def test_mode_follows_the_environment(monkeypatch, chosen):
+    """NBKIT_DISPLAY overrides what is found."""
+    monkeypatch.setenv("NBKIT_DISPLAY", chosen)
+    assert chosen == mode()
+
+
+def test_mode_is_text_outside_a_notebook(monkeypatch):
+    """A script or a test has no notebook to draw in."""
+    monkeypatch.delenv("NBKIT_DISPLAY", raising=False)
+    assert mode() == "text"

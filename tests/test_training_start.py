@@ -1,0 +1,215 @@
+"""Real training on two real layers in 4 bit: start, stop, resume, and every way to end early."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from nbkit import models, training
+from nbkit.errors import ModelError, RunError, StorageError
+from nbkit.training import checkpoint
+from nbkit.training.recipe import read_yaml
+
+import tiny
+
+pytestmark = pytest.mark.train
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two real layers of the embedded model."""
+    return tiny.save_two_layers(models.embedded(), tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(autouse=True)
+def _own_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("NBKIT_RUNS", str(tmp_path / "runs"))
+
+
+def losses(run):
+    """Training losses by step."""
+    return {row["step"]: row["loss"] for row in run.metrics() if "loss" in row}
+
+
+class TestStart:
+    def test_returns_at_once_and_records_everything(self, folder):
+        """The cell is free while training goes on; afterwards the directory holds the whole run."""
+        trainer = tiny.trainer(folder)
+        began = time.monotonic()
+        run = training.start(trainer, name="t")
+        assert time.monotonic() - began < 2
+        run.wait(120)
+        assert ("done", 4, 4) == (run.status.state, run.status.step, run.status.max_steps)
+        assert [1, 2, 3, 4] == list(losses(run))
+        assert (run.path / "adapter" / "adapter_model.safetensors").is_file()
+        assert not list(run.path.rglob("training_args.bin")) or not (run.path / "adapter" / "training_args.bin").exists()
+        assert ["started", "saved", "saved", "kept", "done"] == [event["event"] for event in run.events()]
+        assert all("" == checkpoint.wrong(path) for path in (run.path / "checkpoints").glob("checkpoint-*"))
+
+    def test_config_is_what_trl_reads(self, folder):
+        """config.yaml goes through TRL's own parser and gives the same arguments."""
+        from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
+
+        run = training.start(tiny.trainer(folder)).wait(120)
+        parser = TrlParser((ScriptArguments, SFTConfig, ModelConfig))
+        _, args, model = parser.parse_args_and_config(["--config", str(run.path / "config.yaml")])
+        assert (4, 1e-3, 2) == (args.max_steps, args.learning_rate, args.per_device_train_batch_size)
+        assert (True, "nf4", 4, True) == (model.load_in_4bit, model.bnb_4bit_quant_type, model.lora_r, model.use_peft)
+        assert str(folder) == read_yaml(run.path / "config.yaml")["model_name_or_path"]
+
+    def test_a_second_run_in_the_kernel_waits_its_turn(self, folder):
+        """Two trainings in one process would fight for the device."""
+        run = training.start(tiny.trainer(folder, max_steps=200, save_strategy="no"))
+        with pytest.raises(RunError, match="still active"):
+            training.start(tiny.trainer(folder))
+        run.stop()
+        run.wait(120)
+
+    def test_a_failure_is_recorded_with_its_cause(self, folder):
+        """An exception in the worker reaches wait() with its text."""
+        trainer = tiny.trainer(folder)
+
+        def broken(*_args, **_kwargs):
+            raise ValueError("bad batch")
+
+        trainer.compute_loss = broken
+        run = training.start(trainer)
+        with pytest.raises(RunError, match="failed at step 0: ValueError: bad batch"):
+            run.wait(120)
+        assert "failed" == training.latest().status.state
+
+    def test_smoke_mode_is_short(self, folder, monkeypatch):
+        """NBKIT_SMOKE=1 is read here, so that the notebook is the same file."""
+        monkeypatch.setenv("NBKIT_SMOKE", "1")
+        run = training.start(tiny.trainer(folder, max_steps=50)).wait(120)
+        assert 3 == run.status.max_steps
+
+
+class TestStopAndResume:
+    def test_a_stopped_run_resumes_bit_exactly(self, folder):
+        """Stopped, resumed in a fresh trainer, dropout on: every loss and every weight as if nothing had happened."""
+        whole = training.start(tiny.trainer(folder, max_steps=8), name="whole").wait(120)
+        run = training.start(tiny.trainer(folder, max_steps=8), name="cut")
+        while run.status.step < 3:
+            time.sleep(0.01)
+        run.stop()
+        assert "stopped" == run.wait(120).status.state
+        stopped_at = run.status.step
+        assert stopped_at < 8
+        again = training.start(tiny.trainer(folder, max_steps=8), resume="auto").wait(120)
+        assert run.path == again.path
+        assert ("done", stopped_at) == (again.status.state, again.status.resumed_from)
+        assert losses(whole) == losses(again)
+        assert weights(whole) == weights(again)
+
+    def test_a_finished_run_is_returned_as_it_is(self, folder):
+        """Plain Trainer would train one step more each time."""
+        first = training.start(tiny.trainer(folder)).wait(120)
+        again = training.start(tiny.trainer(folder), resume="auto")
+        assert (first.path, "done", 4) == (again.path, again.status.state, len(losses(again)))
+
+    def test_another_recipe_is_not_resumed(self, folder):
+        """auto starts anew; a named run is refused with the difference."""
+        first = training.start(tiny.trainer(folder)).wait(120)
+        changed = {"learning_rate": 5e-4}
+        other = training.start(tiny.trainer(folder, **changed), resume="auto").wait(120)
+        assert first.path != other.path
+        with pytest.raises(RunError, match=r"learning_rate: 0\.001, now 0\.0005"):
+            training.start(tiny.trainer(folder, **changed), resume=first)
+        with pytest.raises(RunError, match="training rows"):
+            training.start(tiny.trainer(folder, rows=32), resume=first)
+
+
+class TestGuards:
+    def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(self, folder):
+        """Trainer would log 0.0 and go on with dead weights."""
+        trainer = tiny.trainer(folder, max_steps=20, save_steps=1)
+        plain = trainer.compute_loss
+
+        def poisoned(*args, **kwargs):
+            loss = plain(*args, **kwargs)
+            return loss * float("nan") if trainer.state.global_step == 2 else loss
+
+        trainer.compute_loss = poisoned
+        run = training.start(trainer)
+        with pytest.raises(RunError, match=r"became nan at step 3; the weights of that step were not saved"):
+            run.wait(120)
+        assert "checkpoint-2" == checkpoint.newest(run.path / "checkpoints")[0].name
+        assert not run.adapter.exists()
+
+    def test_an_evaluated_model_is_refused(self, folder):
+        """Not prepared and evaluated first: on a CPU that repacks weights the gradients would be wrong."""
+        if not models.self_test("cpu").trap:
+            pytest.skip("this CPU does not repack 4-bit weights (no AVX512-BF16)")
+        trainer = tiny.trainer(folder, prepare=False)
+        trainer.evaluate()
+        with pytest.raises(ModelError, match="were repacked"):
+            training.start(trainer)
+
+    def test_runs_that_cannot_be_written_are_refused_at_once(self, folder, tmp_path, monkeypatch):
+        """A file in the place of the folder of runs: an error in the cell, not in the worker."""
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("NBKIT_RUNS", str(tmp_path / "file"))
+        with pytest.raises(StorageError, match="Could not write"):
+            training.start(tiny.trainer(folder))
+
+    def test_no_token_reaches_the_run(self, folder, monkeypatch):
+        """A hub token in the arguments is in no file of the run."""
+        token = "hf_" + "a1B2c3D4" * 4
+        run = training.start(tiny.trainer(folder, hub_token=token)).wait(120)
+        assert not [path for path in run.path.rglob("*") if path.is_file() and token.encode() in path.read_bytes()]
+
+
+class TestTrainedTokensOnly:
+    def test_loss_and_gradients_are_those_of_trl(self, folder):
+        """Scoring trained tokens only changes the work, not the result."""
+        import torch
+        from trl.trainer import utils
+
+        from nbkit.training.repairs import score_trained_tokens_only
+
+        kept = utils._use_triton
+        utils._use_triton = getattr(kept, "__wrapped__", None) or (lambda device: device.type != "cpu")
+        try:
+            plain = self._gradients(tiny.trainer(folder))
+            trainer = tiny.trainer(folder)
+            assert "trained tokens only" in score_trained_tokens_only(trainer)
+            compact = self._gradients(trainer)
+        finally:
+            utils._use_triton = kept
+        assert plain[0] == pytest.approx(compact[0], rel=1e-6)
+        assert float(torch.nn.functional.cosine_similarity(plain[1], compact[1], dim=0)) > 0.99999
+
+    @staticmethod
+    def _gradients(trainer):
+        import torch
+
+        torch.manual_seed(0)
+        batch = next(iter(trainer.get_train_dataloader()))
+        trainer.model.train()
+        torch.manual_seed(0)
+        loss = trainer.compute_loss(trainer.model, batch)
+        loss.backward()
+        return float(loss), torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
+
+
+def weights(run):
+    """The adapter's bytes."""
+    return (run.path / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def test_wandb_works_offline_without_an_account(folder, monkeypatch):
+    """report_to="wandb" leaves an offline run in the directory, and the events say how to send it."""
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(folder))
+    run = training.start(tiny.trainer(folder, max_steps=2, report_to="wandb")).wait(120)
+    assert list((run.path / "wandb").glob("offline-run-*"))
+    event = next(event for event in run.events() if event["event"] == "wandb")
+    assert event["sync"].startswith("wandb sync ")
+    import wandb
+
+    wandb.finish()
+    assert json.loads((run.path / "status.json").read_text())["state"] == "done"
