@@ -21,10 +21,11 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "settings": ("nbkit.training", "settings"),
     "start": ("nbkit.widgets", "start"),
     "watch": ("nbkit.widgets", "watch"),
+    "latest": ("nbkit.training", "latest"),
     "runs": ("nbkit.training", "runs"),
     "Run": ("nbkit.training", "Run"),
 }
-__all__ = ["NbkitError", "__version__", *_LAZY]
+__all__ = ["NbkitError", "__version__", *_LAZY]  # noqa: PLE0604 - the keys are strings
 
 
 def __getattr__(name: str) -> Any:

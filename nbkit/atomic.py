@@ -73,7 +73,7 @@ def write_bytes(path: str | Path, content: bytes, *, mode: int = 0o644, durable:
                 os.fchmod(file.fileno(), mode)
                 if durable:
                     os.fsync(file.fileno())
-            os.replace(staged, path)
+            Path(staged).replace(path)
         except BaseException:
             Path(staged).unlink(missing_ok=True)
             raise

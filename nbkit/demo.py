@@ -71,7 +71,9 @@ def run_demo(notebooks: Path, out: Path, *, say: Callable[[str], None]) -> Demo:
     absent = [name for name in NOTEBOOKS if not (notebooks / f"{name}.ipynb").is_file()]
     if absent:
         raise NbkitError(
-            f"{notebooks.absolute()} has no {', '.join(absent)}.", hint="run it in a clone, or give --notebooks", exit_code=2
+            f"{notebooks.absolute()} has no {', '.join(absent)}.",
+            hint="run it in a clone, or give --notebooks",
+            exit_code=2,
         )
     began = time.monotonic()
     with atomic.explain(out):
@@ -124,7 +126,7 @@ def _execute(source: Path, out: Path, say: Callable[[str], None]) -> Path:
     target = out / source.name
     last = [time.monotonic()]
 
-    def heartbeat(cell: Any, cell_index: int) -> None:
+    def heartbeat(cell: Any, cell_index: int) -> None:  # noqa: ARG001 - nbclient passes both by name
         if time.monotonic() - last[0] > 10:
             say(f"  {source.stem}: cell {cell_index + 1} of {len(notebook.cells)}")
         last[0] = time.monotonic()

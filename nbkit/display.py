@@ -22,8 +22,8 @@ def in_notebook() -> bool:
 def mode() -> Mode:
     """How to show things that change: `html` in a notebook, `text` elsewhere and in CI; NBKIT_DISPLAY overrides."""
     chosen = os.environ.get("NBKIT_DISPLAY", "")
-    if chosen == "html" or chosen == "text":
-        return chosen
+    if chosen in {"html", "text"}:
+        return "html" if chosen == "html" else "text"
     return "html" if in_notebook() and not os.environ.get("CI") else "text"
 
 

@@ -6,13 +6,13 @@ import re
 from typing import Any
 
 _PATTERNS = (
-    re.compile(r"\bhf_[A-Za-z0-9]{16,}"),                                            # Hugging Face
-    re.compile(r"\b(?:sk|pk|rk)-[A-Za-z0-9_-]{16,}"),                                # OpenAI and its like
-    re.compile(r"\bwandb_v\d_[A-Za-z0-9_]{16,}"),                                    # W&B, newer form
-    re.compile(r"\bgh[pousr]_[A-Za-z0-9]{20,}"),                                     # GitHub
-    re.compile(r"\bAKIA[0-9A-Z]{16}\b"),                                             # AWS key id
-    re.compile(r"(?<=[?&]token=)[^&\s\"']+"),                                        # Jupyter URLs
-    re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"),                                  # user:password in a URL
+    re.compile(r"\bhf_[A-Za-z0-9]{16,}"),  # Hugging Face
+    re.compile(r"\b(?:sk|pk|rk)-[A-Za-z0-9_-]{16,}"),  # OpenAI and its like
+    re.compile(r"\bwandb_v\d_[A-Za-z0-9_]{16,}"),  # W&B, newer form
+    re.compile(r"\bgh[pousr]_[A-Za-z0-9]{20,}"),  # GitHub
+    re.compile(r"\bAKIA[0-9A-Z]{16}\b"),  # AWS key id
+    re.compile(r"(?<=[?&]token=)[^&\s\"']+"),  # Jupyter URLs
+    re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"),  # user:password in a URL
     re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----", re.DOTALL),
 )
 # `hub_token` hides a secret; `eos_token` and `pad_token` do not.

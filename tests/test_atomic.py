@@ -72,7 +72,7 @@ class TestFolder:
         """A failure inside the block changes nothing and leaves nothing."""
         with atomic.folder(tmp_path / "out") as staged:
             (staged / "a").write_text("old")
-        with pytest.raises(RuntimeError), atomic.folder(tmp_path / "out") as staged:
+        with pytest.raises(RuntimeError), atomic.folder(tmp_path / "out") as staged:  # noqa: PT012
             (staged / "a").write_text("new")
             raise RuntimeError
         assert "old" == (tmp_path / "out" / "a").read_text()

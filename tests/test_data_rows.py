@@ -37,7 +37,7 @@ class TestRows:
     def test_a_table_of_the_first_rows(self):
         """The table shows the lines, cuts long cells and joins line ends."""
         text = str(Rows([{"a": "x\ny" + "z" * 99}], [7], "data.jsonl").table())
-        assert ["line  a", "   7  x y" + "z" * 54 + "..."] == [text.splitlines()[0], text.splitlines()[2]]
+        assert ["line  a", "7     x y" + "z" * 54 + "..."] == [text.splitlines()[0], text.splitlines()[2]]
 
     def test_rows_and_lines_must_match(self):
         """Rows without a line each cannot be made."""

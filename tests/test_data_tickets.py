@@ -88,4 +88,4 @@ def test_unseen_phrasings_are_not_trained():
 def test_asking_for_too_much_is_refused():
     """More rows than the words can be combined to is an error, not an endless loop."""
     with pytest.raises(ValueError, match="rows can be made from the words at hand"):
-        tickets.generate(train=5000, held_out=2000)
+        tickets.generate(train=20_000, held_out=100)

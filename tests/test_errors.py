@@ -44,7 +44,9 @@ class TestNbkitError:
 class TestRequire:
     def test_names_the_extra(self):
         """An absent package is named, with the extra that holds it."""
-        with pytest.raises(MissingPackageError, match=r"no_such_module is not installed; this needs nbkit's 'train'") as e:
+        with pytest.raises(
+            MissingPackageError, match=r"no_such_module is not installed; this needs nbkit's 'train'"
+        ) as e:
             require("json", "no_such_module", extra="train")
         assert 'pip install "nbkit-llm[train]"' in e.value.hint
 

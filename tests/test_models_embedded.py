@@ -70,7 +70,9 @@ def test_a_damaged_copy_is_not_used(folder, tmp_path):
 def test_a_wrong_source_is_refused(tmp_path):
     """A GGUF with another sha256 is not converted."""
     (tmp_path / module.GGUF).write_bytes(b"GGUF")
-    with pytest.raises(ModelError, match="is not the file nbkit knows: sha256 " + atomic.sha256(tmp_path / module.GGUF)):
+    with pytest.raises(
+        ModelError, match="is not the file nbkit knows: sha256 " + atomic.sha256(tmp_path / module.GGUF)
+    ):
         module._check(tmp_path / module.GGUF)
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import tiny
 
 from nbkit import models
 from nbkit.errors import ModelError
-
-import tiny
 
 pytestmark = pytest.mark.train
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
+import json
 import re
 import subprocess
 import sys
@@ -212,3 +214,60 @@ class TestWheel:
         done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
         assert 0 == done.returncode, done.stderr
         assert nbkit.__version__ in done.stdout.split()
+
+
+class TestSetup:
+    def test_its_first_file_is_read_by_any_python_3(self):
+        """An old Python meets the sentence about its version, not a SyntaxError."""
+        source = (ROOT / "tools" / "setup.py").read_text()
+        assert "nbkit needs Python" in source
+        ast.parse(source, feature_version=(3, 6))
+        with pytest.raises(SyntaxError):  # what the check is worth: newer syntax is refused
+            ast.parse("if (n := 1): pass", feature_version=(3, 6))
+        assert "from __future__ import annotations" not in source  # 3.7
+
+    def test_a_full_disk_is_said_before_anything_is_done(self, monkeypatch):
+        """The setup looks at the free space first, and says how much there is and how much it needs."""
+        monkeypatch.setattr(install, "FRESH_GIB", 1e9)
+        monkeypatch.setattr(install, "AGAIN_GIB", 1e9)
+        with pytest.raises(install.SetupError, match=r"has \d+\.\d GiB free; the setup needs 1000000000 GiB"):
+            install.check_machine()
+
+    def test_a_python_without_ensurepip_is_said(self, monkeypatch):
+        """Debian's python3 without python3-venv is told which package to install."""
+        monkeypatch.setitem(sys.modules, "ensurepip", None)
+        with pytest.raises(install.SetupError, match=r"it lacks ensurepip\. Fix: apt install python3-venv"):
+            install.check_machine()
+
+    def test_a_package_that_was_cut_off_is_forgotten(self, tmp_path, monkeypatch):
+        """A record without INSTALLER, and what pip set aside, go; a whole package stays."""
+        site = tmp_path / "lib" / "python3.11" / "site-packages"
+        for name in ("whole-1.dist-info", "half-2.dist-info", "~alf"):
+            (site / name).mkdir(parents=True)
+            (site / name / "METADATA").touch()
+        (site / "whole-1.dist-info" / "INSTALLER").touch()
+        monkeypatch.setattr(install, "VENV", tmp_path)
+        assert ["half-2.dist-info"] == install.forget_half_installed()
+        assert ["whole-1.dist-info"] == [path.name for path in site.iterdir()]
+
+    def test_only_a_complete_and_current_setup_counts(self, tmp_path, monkeypatch):
+        """The stamp is believed when it is there, is whole, and matches the lock, pyproject.toml and the folder."""
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin" / "python").symlink_to(sys.executable)
+        for name, path in {"VENV": "", "PYTHON": "bin/python", "STAMP": "stamp.json"}.items():
+            monkeypatch.setattr(install, name, tmp_path / path)
+        assert not install.ready()
+        install.write_stamp()
+        assert install.ready()
+        stamp = json.loads(install.STAMP.read_text())
+        for key in stamp:
+            install.STAMP.write_text(json.dumps({**stamp, key: "another"}))
+            assert not install.ready(), key
+        install.STAMP.write_text(json.dumps(stamp)[:50])
+        assert not install.ready()
+
+    def test_a_stage_that_fails_shows_its_last_words(self, tmp_path):
+        """The end of the output and the command are in the error, so that nobody has to look for a log."""
+        command = [sys.executable, "-c", "print('no such version'); raise SystemExit(3)"]
+        with pytest.raises(install.SetupError, match=r"(?s)failed \(exit 3\).*no such version.*The command: .*python"):
+            install.step("torch", command, log=tmp_path / "log")

@@ -26,5 +26,11 @@ def test_redact_hides_known_forms(text, expected):
 def test_redacted_hides_by_name_and_keeps_special_tokens():
     """A hub token is hidden by its name; a tokenizer's special tokens are no secrets."""
     given = {"hub_token": "abc", "eos_token": "</s>", "pad_token": "<pad>", "n": [{"password": "x"}], "api_key": None}
-    expected = {"hub_token": "***", "eos_token": "</s>", "pad_token": "<pad>", "n": [{"password": "***"}], "api_key": None}
+    expected = {
+        "hub_token": "***",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "n": [{"password": "***"}],
+        "api_key": None,
+    }
     assert expected == redacted(given)

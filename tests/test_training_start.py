@@ -6,13 +6,12 @@ import json
 import time
 
 import pytest
+import tiny
 
 from nbkit import models, training
 from nbkit.errors import ModelError, RunError, StorageError
 from nbkit.training import checkpoint
 from nbkit.training.recipe import read_yaml
-
-import tiny
 
 pytestmark = pytest.mark.train
 
@@ -44,7 +43,9 @@ class TestStart:
         assert ("done", 4, 4) == (run.status.state, run.status.step, run.status.max_steps)
         assert [1, 2, 3, 4] == list(losses(run))
         assert (run.path / "adapter" / "adapter_model.safetensors").is_file()
-        assert not list(run.path.rglob("training_args.bin")) or not (run.path / "adapter" / "training_args.bin").exists()
+        assert (
+            not list(run.path.rglob("training_args.bin")) or not (run.path / "adapter" / "training_args.bin").exists()
+        )
         assert ["started", "saved", "saved", "kept", "done"] == [event["event"] for event in run.events()]
         assert all("" == checkpoint.wrong(path) for path in (run.path / "checkpoints").glob("checkpoint-*"))
 

@@ -43,7 +43,7 @@ class Removed:
         total = len(self) + self.kept
         return Table(
             [f"{self.unit} removed", f"repeats {self.unit}"],
-            self.pairs[:count],
+            [(str(line), str(first)) for line, first in self.pairs[:count]],
             title=f"{len(self):,} of {total:,} rows removed: same {self.on} as an earlier one",
             notes=[f"and {len(self) - count:,} more"] if len(self) > count else [],
         )

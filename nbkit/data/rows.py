@@ -101,7 +101,8 @@ class Rows:
     def table(self, count: int = 5) -> Table:
         """The first `count` rows, long cells cut."""
         names = self.columns
-        shown = [[line, *(_cell(row.get(name)) for name in names)] for line, row in self._first(count)]
+        # A line number is a name, not a quantity: as text it gets no thousands separator.
+        shown = [[str(line), *(_cell(row.get(name)) for name in names)] for line, row in self._first(count)]
         return Table([self.unit, *names], shown)
 
     def _first(self, count: int) -> Iterable[tuple[int, Row]]:

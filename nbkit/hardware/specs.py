@@ -58,7 +58,7 @@ def card(name: str) -> Card:
     plain = _plain(name)
     if plain in known:
         return known[plain]
-    near = get_close_matches(plain, known, n=1) or [key for key in known if plain and key.startswith(plain)][:1]
+    near = [key for key in known if plain and key.startswith(plain)][:1] or get_close_matches(plain, known, n=1)
     guess = f"did you mean {known[near[0]].name}? " if near else ""
     raise NbkitError(f"No card named {name!r} in nbkit's table.", hint=f"{guess}known: {_names(CARDS)}", exit_code=2)
 

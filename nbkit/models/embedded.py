@@ -154,7 +154,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         )
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         # The file's pad token is its end token: padding would hide the end of a turn from the loss.
-        tokenizer.pad_token = "<|endoftext|>"
+        tokenizer.pad_token = "<|endoftext|>"  # noqa: S105 - a token of the vocabulary
         model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
         model.hf_quantizer = None
         for name in ("quantization_config", "_pre_quantization_dtype"):

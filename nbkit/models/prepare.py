@@ -53,7 +53,7 @@ def prepare(model: Any, tokenizer: Any = None) -> Repairs:
     items = [_four_bit(model)]
     if tokenizer is not None:
         require_chat_template(tokenizer)
-        items += [_pad_token(model, tokenizer), _pad_id(model, tokenizer)]
+        items += [_pad_token(tokenizer), _pad_id(model, tokenizer)]
     return Repairs(tuple(items))
 
 
@@ -106,7 +106,7 @@ def _four_bit(model: Any) -> Repair:
     return Repair("4-bit layers on this CPU", False, "none would be repacked by an evaluation")
 
 
-def _pad_token(model: Any, tokenizer: Any) -> Repair:
+def _pad_token(tokenizer: Any) -> Repair:
     eos, pad = tokenizer.eos_token, tokenizer.pad_token
     if pad is not None and pad != eos:
         return Repair("pad token", False, f"{pad!r} is not the end token {eos!r}")

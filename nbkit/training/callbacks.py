@@ -15,7 +15,7 @@ def recording(recorder: Recorder) -> TrainerCallback:
     """A TrainerCallback that writes `recorder` and obeys its STOP file. Loads transformers."""
     from transformers import TrainerCallback
 
-    class Recording(TrainerCallback):
+    class Recording(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
         """One row a step; a stop after the step in which it was asked for; an end at the first value that is not finite."""
 
         cause = ""

@@ -80,7 +80,7 @@ def _name(model: Any) -> str:
 def _quantization(model: Any) -> dict[str, Any]:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     config = getattr(base.config, "quantization_config", None)
-    if config is None or not getattr(config, "load_in_4bit", False) and not getattr(config, "load_in_8bit", False):
+    if config is None or (not getattr(config, "load_in_4bit", False) and not getattr(config, "load_in_8bit", False)):
         return {}
     if config.load_in_8bit:
         return {"load_in_8bit": True}

@@ -55,9 +55,7 @@ class Recorder:
 
     def set(self, state: State | None = None, *, now: bool = True, **changes: Any) -> None:
         """Change the status; `now=False` lets it be written a little later."""
-        self.status = replace(
-            self.status, updated=time.time(), **({"state": state} if state else {}), **redacted(changes)
-        )
+        self.status = replace(self.status, updated=time.time(), state=state or self.status.state, **redacted(changes))
         if now or time.monotonic() - self._written > _STATUS_EVERY_S:
             atomic.write_json(self.path / "status.json", asdict(self.status), durable=now)
             self._written = time.monotonic()

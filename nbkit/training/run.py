@@ -11,6 +11,7 @@ runs/<id>/config.yaml     what `trl sft --config` reads
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -96,7 +97,7 @@ class Run:
         if status.state != "training":
             return False
         times = [row["time"] for row in self.metrics()[-50:] if "loss" in row]
-        gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+        gaps = [b - a for a, b in itertools.pairwise(times)]
         limit = max(_STALLED_LEAST_S, _STALLED_STEPS * statistics.median(gaps)) if gaps else 10 * _STALLED_LEAST_S
         return time.time() - status.updated > limit
 

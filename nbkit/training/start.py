@@ -15,7 +15,7 @@ from nbkit.training import checkpoint, repairs
 from nbkit.training.callbacks import recording
 from nbkit.training.recipe import data_identity, differences, read_yaml, recipe, to_yaml
 from nbkit.training.record import Recorder, new_path
-from nbkit.training.run import Run, latest, runs
+from nbkit.training.run import Run, State, latest, runs
 
 _VERSIONS = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "nbkit-llm")
 _SMOKE_STEPS, _SMOKE_ROWS = 3, 4
@@ -202,7 +202,7 @@ def _train(trainer: Any, recorder: Recorder, callback: Any, plan: _Plan) -> None
                 hint="lower the learning rate or max_grad_norm, or train in bf16 instead of fp16; the last checkpoint is good",
             )
         _keep(trainer, plan.path, recorder)
-        end = "stopped" if callback.asked and trainer.state.global_step < trainer.state.max_steps else "done"
+        end: State = "stopped" if callback.asked and trainer.state.global_step < trainer.state.max_steps else "done"
         recorder.event(end, step=trainer.state.global_step)
         recorder.set(end, step=trainer.state.global_step)
     except BaseException as error:
@@ -241,7 +241,7 @@ def _hint(error: BaseException) -> str:
     text = str(error)
     if "out of memory" in text.lower():
         return "halve per_device_train_batch_size and double gradient_accumulation_steps, or turn on activation_checkpointing"
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC or "No space left" in text:
+    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in text:
         return "free space on the disk of NBKIT_RUNS, then nbkit.start(trainer, resume='auto')"
     return "the traceback is in events.jsonl of the run (NBKIT_DEBUG=1 prints it)"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from html import escape
 from typing import Any
 
@@ -31,7 +32,7 @@ def curve(rows: list[dict[str, Any]]) -> str:
         return "<div style='opacity:.6;font-size:13px'>no loss yet</div>"
     low, high = min(values), max(values)
     log = high / low > 10
-    scale = math.log10 if log else float
+    scale: Callable[[float], float] = math.log10 if log else float
     bottom, top = scale(low), scale(high)
     span = top - bottom or 1.0
     last = max(step for step, _ in train + held_out)

@@ -1,0 +1,359 @@
+"""The probe, run as a box runs it: its text on stdin of a bare Python, against real libraries and programs."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+# By path: nbkit.hardware.probe, as an attribute, is the function.
+probe = importlib.import_module("nbkit.hardware.probe")
+SOURCE = Path(probe.__file__).read_text()
+
+# Layouts and numbers as nvml.h has them, written apart from the probe's own.
+NVML = r"""
+#include <string.h>
+typedef struct dev { int index; } *nvmlDevice_t;
+typedef struct { unsigned long long total, free, used; } nvmlMemory_t;
+typedef struct { unsigned int version; unsigned long long total, reserved, free, used; } nvmlMemory_v2_t;
+typedef struct { unsigned int pid; unsigned long long usedGpuMemory; unsigned int gi, ci; } nvmlProcessInfo_t;
+#define GIB (1ull << 30)
+#define MIB (1ull << 20)
+static struct dev devices[2] = {{0}, {1}};
+static int ready;
+#define DEVICE(d) if (!ready) return 1; if ((d) != devices && (d) != devices + 1) return 2;
+const char *nvmlErrorString(int code) {
+  return code == 18 ? "Driver/library version mismatch" : code == 15 ? "GPU is lost" : "some error";
+}
+int nvmlInit_v2(void) { ready = !INIT_CODE; return INIT_CODE; }
+int nvmlShutdown(void) { ready = 0; return 0; }
+int nvmlDeviceGetCount_v2(unsigned *n) { if (!ready) return 1; *n = COUNT; return 0; }
+int nvmlSystemGetDriverVersion(char *s, unsigned n) {
+  if (!ready) return 1;
+  if (n < 80) return 7;
+  strcpy(s, "580.95.05");
+  return 0;
+}
+int nvmlDeviceGetHandleByIndex_v2(unsigned i, nvmlDevice_t *d) {
+  if (!ready) return 1;
+  if (i > 1) return 15;
+  *d = devices + i;
+  return 0;
+}
+int nvmlDeviceGetName(nvmlDevice_t d, char *s, unsigned n) {
+  DEVICE(d) strcpy(s, d->index ? "NVIDIA GeForce RTX 3090" : "Tesla T4"); return 0;
+}
+int nvmlDeviceGetUUID(nvmlDevice_t d, char *s, unsigned n) {
+  DEVICE(d) strcpy(s, d->index ? "GPU-bbbb" : "GPU-aaaa"); return 0;
+}
+int nvmlDeviceGetCudaComputeCapability(nvmlDevice_t d, int *major, int *minor) {
+  DEVICE(d) *major = d->index ? 8 : 7; *minor = d->index ? 6 : 5; return 0;
+}
+int nvmlDeviceGetMemoryInfo(nvmlDevice_t d, nvmlMemory_t *m) {
+  DEVICE(d) m->total = 15 * GIB; m->free = 10 * GIB; m->used = 5 * GIB; return 0;
+}
+int nvmlDeviceGetCurrPcieLinkGeneration(nvmlDevice_t d, unsigned *v) { DEVICE(d) *v = 1; return 0; }
+int nvmlDeviceGetMaxPcieLinkGeneration(nvmlDevice_t d, unsigned *v) { DEVICE(d) *v = 3; return 0; }
+int nvmlDeviceGetCurrPcieLinkWidth(nvmlDevice_t d, unsigned *v) { DEVICE(d) *v = d->index ? 8 : 16; return 0; }
+int nvmlDeviceGetMaxPcieLinkWidth(nvmlDevice_t d, unsigned *v) { DEVICE(d) *v = 16; return 0; }
+int nvmlDeviceGetMigMode(nvmlDevice_t d, unsigned *now, unsigned *later) {
+  DEVICE(d) if (d->index) return 3; *now = 1; *later = 0; return 0;
+}
+int nvmlDeviceGetCurrentClocksThrottleReasons(nvmlDevice_t d, unsigned long long *v) {
+  DEVICE(d) *v = d->index ? 0x4 | 0x40 : 0x1; return 0;
+}
+#ifdef OLD_DRIVER
+int nvmlSystemGetCudaDriverVersion(int *v) { if (!ready) return 1; *v = 11040; return 0; }
+#else
+int nvmlSystemGetCudaDriverVersion_v2(int *v) { if (!ready) return 1; *v = 13010; return 0; }
+int nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t d, nvmlMemory_v2_t *m) {
+  DEVICE(d) if (m->version != 0x2000028) return 25;
+  m->total = 15 * GIB; m->reserved = 266 * MIB; m->free = 10 * GIB; m->used = 5 * GIB - 266 * MIB; return 0;
+}
+int nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t d, unsigned *n, nvmlProcessInfo_t *rows) {
+  DEVICE(d)
+  unsigned have = d->index ? 50 : 2, room = *n;
+  *n = have;
+  if (room < have) return 7;
+  for (unsigned i = 0; i < have; i++) {
+    rows[i].pid = 1000 + i; rows[i].usedGpuMemory = i == 1 ? ~0ull : (i + 1) * GIB; rows[i].gi = rows[i].ci = ~0u;
+  }
+  return 0;
+}
+int nvmlDeviceGetGraphicsRunningProcesses_v3(nvmlDevice_t d, unsigned *n, nvmlProcessInfo_t *rows) {
+  DEVICE(d) rows[0].pid = 1000; rows[0].usedGpuMemory = GIB; *n = 1; return 0;
+}
+#endif
+"""
+
+
+@pytest.fixture(scope="module")
+def nvml(tmp_path_factory):
+    """A function that builds an NVML library and gives its path."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if not compiler:
+        pytest.skip("needs gcc, to build an NVML library without a GPU")
+    folder = tmp_path_factory.mktemp("nvml")
+    (folder / "nvml.c").write_text(NVML)
+
+    def build(init=0, count=2, old=False):
+        library = folder / f"libnvidia-ml-{init}-{count}-{old}.so.1"
+        if not library.exists():
+            options = [f"-DINIT_CODE={init}", f"-DCOUNT={count}", *(["-DOLD_DRIVER"] if old else [])]
+            subprocess.run([compiler, "-shared", "-fPIC", *options, "-o", library, folder / "nvml.c"], check=True)
+        return str(library)
+
+    return build
+
+
+def on_a_box(library="", python=sys.executable, path="", **environment):
+    """What the probe prints when its text is sent to `python -`, as ssh does."""
+    given = {
+        **os.environ,
+        "PATH": str(path),
+        "NBKIT_NVML_LIBRARY": library or "/nowhere/libnvidia-ml.so.1",
+        **environment,
+    }
+    done = subprocess.run(
+        [python, "-"], input=SOURCE, check=False, env=given, capture_output=True, text=True, timeout=30
+    )
+    assert "" == done.stderr
+    return json.loads(done.stdout)
+
+
+class TestNvml:
+    def test_reads_each_gpu_through_ctypes(self, nvml):
+        """Names, memory, compute capability, versions, link, MIG and throttling come through with their own layouts."""
+        found = on_a_box(nvml())
+        assert {"driver": "580.95.05", "cuda": "13.1", "source": "NVML"} == found["driver"]
+        assert found["gpu_reason"] is None
+        first, second = found["gpus"]
+        assert ("Tesla T4", "GPU-aaaa", [7, 5]) == (first["name"], first["uuid"], first["compute_capability"])
+        assert ("NVIDIA GeForce RTX 3090", "GPU-bbbb", [8, 6]) == (
+            second["name"], second["uuid"], second["compute_capability"]
+        )  # fmt: skip
+        memory = [first[f"{kind}_bytes"] for kind in ("total", "reserved", "free", "used")]
+        assert [15 * 2**30, 266 * 2**20, 10 * 2**30, 5 * 2**30 - 266 * 2**20] == memory
+        assert {"generation": 1, "max_generation": 3, "width": 8, "max_width": 16} == second["pcie"]
+        assert (True, False) == (first["mig"], second["mig"])
+        assert [[], ["power cap", "too hot (hardware)"]] == [first["throttle"], second["throttle"]]
+
+    def test_lists_who_holds_memory(self, nvml):
+        """A process is told once with its larger share, unknown bytes are None, and a long list is asked for again."""
+        first, second = on_a_box(nvml())["gpus"]
+        assert [{"pid": 1000, "bytes": 2**30}, {"pid": 1001, "bytes": None}] == first["processes"]
+        assert (50, {"pid": 1049, "bytes": 50 * 2**30}) == (len(second["processes"]), second["processes"][-1])
+
+    def test_an_old_driver_gives_what_it_has(self, nvml):
+        """Without the newer calls, memory comes from the first version and the rest is simply not told."""
+        found = on_a_box(nvml(old=True))
+        assert "11.4" == found["driver"]["cuda"]
+        assert (15 * 2**30, None, []) == tuple(
+            found["gpus"][0][k] for k in ("total_bytes", "reserved_bytes", "processes")
+        )
+
+    def test_a_lost_gpu_does_not_hide_the_others(self, nvml):
+        """Two GPUs answer and the third is named as lost."""
+        found = on_a_box(nvml(count=3))
+        assert [0, 1] == [gpu["index"] for gpu in found["gpus"]]
+        assert "GPU 2: GPU is lost (NVML code 15)" == found["gpu_reason"]
+
+    def test_a_mismatched_driver_is_told_in_its_own_words(self, nvml, tmp_path):
+        """A library newer than the loaded kernel module gives no GPUs and NVML's reason."""
+        found = on_a_box(nvml(init=18), path=tmp_path)
+        assert [] == found["gpus"]
+        assert found["gpu_reason"].startswith(
+            "NVML: Driver/library version mismatch (NVML code 18); nvidia-smi: not on PATH"
+        )
+
+    def test_a_driver_without_gpus_says_so(self, nvml):
+        """A working driver that counts no GPU is not taken for a missing driver."""
+        assert "NVML counts no GPU" == on_a_box(nvml(count=0))["gpu_reason"]
+
+
+SMI = """#!/bin/sh
+case "$*" in
+  *compute_cap*) [ -n "$OLD" ] && { echo 'Field "compute_cap" is not a valid field to query.'; exit 2; }
+    echo '0, NVIDIA A10G, GPU-cccc, 23028, 20000, 3028, 535.104.05, 8.6' ;;
+  *query-gpu*) echo '0, NVIDIA A10G, GPU-cccc, 23028, [N/A], 3028, 535.104.05' ;;
+  *query-compute-apps*) echo 'GPU-cccc, 4242, 2048'; echo 'GPU-cccc, 4243, [N/A]' ;;
+esac
+"""
+
+
+@pytest.fixture
+def smi(tmp_path):
+    """A folder with a nvidia-smi that answers as the real one prints."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text(SMI)
+    program.chmod(0o755)
+    return tmp_path
+
+
+class TestNvidiaSmi:
+    def test_answers_where_nvml_is_absent(self, smi):
+        """Without the library, the program's table gives the same facts, less the CUDA version."""
+        found = on_a_box(path=smi)
+        assert {"driver": "535.104.05", "cuda": None, "source": "nvidia-smi"} == found["driver"]
+        (gpu,) = found["gpus"]
+        assert ("NVIDIA A10G", [8, 6], 23028 * 2**20, 20000 * 2**20) == (
+            gpu["name"], gpu["compute_capability"], gpu["total_bytes"], gpu["free_bytes"]
+        )  # fmt: skip
+        assert [{"pid": 4242, "bytes": 2**31}, {"pid": 4243, "bytes": None}] == gpu["processes"]
+
+    def test_an_old_program_does_not_know_the_compute_capability(self, smi):
+        """The query is repeated without the unknown column; what is not available is None."""
+        (gpu,) = on_a_box(path=smi, OLD="1")["gpus"]
+        assert (None, None, 23028 * 2**20) == (gpu["compute_capability"], gpu["free_bytes"], gpu["total_bytes"])
+
+    def test_neither_is_an_honest_none(self, tmp_path):
+        """No library and no program: no GPUs, and the reason names both."""
+        found = on_a_box(path=tmp_path)
+        assert [] == found["gpus"]
+        assert found["gpu_reason"].startswith("NVML: /nowhere/libnvidia-ml.so.1 not found; nvidia-smi: not on PATH")
+
+    def test_a_program_that_fails_is_quoted(self, smi):
+        """The exit code and the words of a failing nvidia-smi are in the reason."""
+        (smi / "nvidia-smi").write_text("#!/bin/sh\necho 'Failed to initialize NVML: Unknown Error'\nexit 255\n")
+        assert "nvidia-smi: exit code 255: Failed to initialize NVML: Unknown Error" in on_a_box(path=smi)["gpu_reason"]
+
+
+class TestCgroup:
+    def folders(self, folder, controller, text):
+        """The cgroup folders for a /proc/self/cgroup of that text, in a tree under `folder`."""
+        listing = folder / "listing"
+        listing.write_text(text)
+        return list(probe.cgroup_folders(controller, str(folder), str(listing)))
+
+    def write(self, folder, **files):
+        """Files of one cgroup."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / name.replace("__", ".")).write_text(f"{text}\n")
+
+    def test_version_2_takes_the_tightest_ancestor(self, tmp_path):
+        """A limit set on a parent holds for the child; page cache counts as free."""
+        self.write(tmp_path / "pod", memory__max=8 * 2**30, memory__current=5 * 2**30, cpu__max="150000 100000",
+                   memory__stat=f"anon 1\ninactive_file {2 * 2**30}")  # fmt: skip
+        self.write(tmp_path / "pod" / "task", memory__max="max", memory__current=1, cpu__max="max 100000")
+        expected = {"limit_bytes": 8 * 2**30, "free_bytes": 5 * 2**30}
+        assert expected == probe.memory_limit(self.folders(tmp_path, "memory", "0::/pod/task\n"))
+        assert 1.5 == probe.cpu_quota(self.folders(tmp_path, "cpu", "0::/pod/task\n"))
+
+    def test_version_1_reads_its_own_names(self, tmp_path):
+        """A folder a controller, cpu with cpuacct; no limit is written as a huge number."""
+        text = "4:memory:/docker/a\n3:cpu,cpuacct:/docker/a\n"
+        self.write(tmp_path / "memory" / "docker" / "a", memory__limit_in_bytes=2**62)
+        self.write(tmp_path / "memory", memory__limit_in_bytes=4 * 2**30, memory__usage_in_bytes=3 * 2**30,
+                   memory__stat=f"total_inactive_file {2**30}")  # fmt: skip
+        self.write(tmp_path / "cpu,cpuacct" / "docker" / "a", cpu__cfs_quota_us=200000, cpu__cfs_period_us=100000)
+        expected = {"limit_bytes": 4 * 2**30, "free_bytes": 2 * 2**30}
+        assert expected == probe.memory_limit(self.folders(tmp_path, "memory", text))
+        assert 2.0 == probe.cpu_quota(self.folders(tmp_path, "cpu", text))
+
+    def test_no_limit_is_none(self, tmp_path):
+        """A process without limits has no limit, in either version."""
+        self.write(tmp_path / "memory", memory__limit_in_bytes=2**63 - 4096)
+        self.write(tmp_path / "cpu", cpu__cfs_quota_us=-1, cpu__cfs_period_us=100000)
+        text = "4:memory:/\n3:cpu:/\n0::/\n"
+        assert probe.memory_limit(self.folders(tmp_path, "memory", text)) is None
+        assert probe.cpu_quota(self.folders(tmp_path, "cpu", text)) is None
+
+    def test_a_path_does_not_leave_the_tree(self, tmp_path):
+        """A listing from outside a cgroup namespace (/../..) is read at the root, not above it."""
+        root = tmp_path / "root"
+        root.mkdir()
+        assert [root] == [Path(folder) for folder in self.folders(root, "memory", "0::/../..\n")]
+
+
+class TestDisks:
+    def test_a_folder_not_made_yet_is_judged_by_its_parent(self, tmp_path):
+        """A cache that does not exist has the free space of the disk it would be made on."""
+        found = probe.disk_facts("models", str(tmp_path / "a" / "b"))
+        assert (False, str(tmp_path / "a" / "b")) == (found["exists"], found["path"])
+        assert shutil.disk_usage(tmp_path).total == found["total_bytes"]
+
+    def test_shared_memory_is_memory(self):
+        """Files in /dev/shm eat main memory, and that is told."""
+        if not Path("/dev/shm").is_dir():
+            pytest.skip("needs /dev/shm")
+        found = probe.disk_facts("shm", "/dev/shm")
+        assert ("/dev/shm", "tmpfs", True, False) == tuple(
+            found[name] for name in ("mount", "fs", "memory_backed", "network")
+        )
+
+    @pytest.mark.parametrize(("kind", "network"), [("nfs4", True), ("fuse.sshfs", True), ("ext4", False), ("9p", True)])
+    def test_the_longest_mount_decides(self, tmp_path, monkeypatch, kind, network):
+        """A network disk mounted inside a local one is told as such, also when its path holds a space."""
+        place = tmp_path / "my data"
+        place.mkdir()
+        listing = tmp_path / "mountinfo"
+        escaped = str(place).replace(" ", r"\040")
+        listing.write_text(f"1 0 8:1 / / rw - ext4 /dev/sda rw\n2 1 0:50 / {escaped} rw shared:1 - {kind} box:/x rw\n")
+        found = probe.mounts(str(listing))
+        assert [(str(place), kind), ("/", "ext4")] == found
+        monkeypatch.setattr(probe, "mounts", lambda: found)
+        disk = probe.disk_facts("data", str(place))
+        assert (str(place), network) == (disk["mount"], disk["network"])
+
+
+class TestWhole:
+    def test_is_quick_complete_and_json(self):
+        """Every part is there, none failed, and the whole takes well under two seconds."""
+        began = time.monotonic()
+        found = on_a_box(path=os.environ["PATH"])
+        assert 2 > time.monotonic() - began
+        assert {"cpu", "memory", "python", "system", "packages", "flags", "disks", "gpus", "gpu_reason", "driver",
+                "environment", "format", "seconds"} == set(found)  # fmt: skip
+        assert [] == [name for name, part in found.items() if isinstance(part, dict) and "error" in part]
+        assert 5 == len([disk for disk in found["disks"] if disk["total_bytes"] > 0])
+        assert found["memory"]["total_bytes"] >= found["memory"]["available_bytes"] > 0
+        assert os.cpu_count() == found["cpu"]["logical"]
+
+    def test_the_home_directory_is_not_told(self, tmp_path):
+        """Paths under the home directory start with ~, wherever they stand; a longer name beside it stays."""
+        home = tmp_path / "ana"
+        for name in (home / "hf", tmp_path / "ana2"):
+            name.mkdir(parents=True)
+        found = on_a_box(HOME=str(home), HF_HOME=str(home / "hf"), TMPDIR=str(tmp_path / "ana2"))
+        assert str(home) + "/" not in json.dumps(found)
+        paths = [disk["path"] for disk in found["disks"]]
+        assert ["~/hf", "~/hf/datasets", str(tmp_path / "ana2")] == paths[:3]
+
+    def test_a_part_that_fails_is_told_and_the_rest_stands(self, monkeypatch):
+        """An unreadable part is an error text in its place; the others are as ever."""
+        monkeypatch.setattr(probe, "memory_facts", lambda: {}["MemTotal"])
+        found = probe.facts()
+        assert {"error": "KeyError: 'MemTotal'"} == found["memory"]
+        assert found["python"]["version"].startswith("3.")
+
+    def test_a_part_that_hangs_is_given_up(self):
+        """A call that does not come back, as on a dead network mount, costs its limit and no more."""
+        began = time.monotonic()
+        assert {"error": "no answer within 0.2 s"} == probe._start(time.sleep, 20)(0.2)
+        assert 1 > time.monotonic() - began
+
+    def test_needs_the_standard_library_only(self):
+        """The text that is sent to a box parses as Python 3.8 and imports nothing that has to be installed."""
+        tree = ast.parse(SOURCE, feature_version=(3, 8))
+        names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+        names += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        assert [] == [name for name in names if name.partition(".")[0] not in sys.stdlib_module_names]
+
+    def test_runs_on_python_3_8(self, nvml):
+        """An old Python on the box gives the same GPUs."""
+        for name in ("python3.8", "python3.9", "python3.10"):
+            python = shutil.which(name)
+            if python and subprocess.run([python, "-c", ""], check=False, capture_output=True).returncode == 0:
+                found = on_a_box(nvml(), python=python, path=os.environ["PATH"])
+                assert ["Tesla T4", "NVIDIA GeForce RTX 3090"] == [gpu["name"] for gpu in found["gpus"]]
+                return
+        pytest.skip("needs a python3.8, python3.9 or python3.10 on PATH")
