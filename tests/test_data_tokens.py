@@ -128,7 +128,7 @@ class TestMarked:
         row = {"prompt": [{"role": "system", "content": "s"}, user("Hi \u00e9")], "completion": [assistant("Hello")]}
         assert (
             "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nHi \u00e9<|im_end|>\n<|im_start|>assistant\n"
-            "⟦Hello<|im_end|>\n⟧\n(18 tokens, ⟦ ⟧ marks the 3 that are trained on)"
+            "⟦Hello<|im_end|>\n⟧\n(20 tokens, ⟦ ⟧ marks the 3 that are trained on)"
         ) == repr(marked(row, tokenizer))
 
     def test_the_whole_set_is_shown_without_loss(self, tokenizer):

@@ -101,6 +101,12 @@ class Run:
         limit = max(_STALLED_LEAST_S, _STALLED_STEPS * statistics.median(gaps)) if gaps else 10 * _STALLED_LEAST_S
         return time.time() - status.updated > limit
 
+    def config(self) -> dict[str, Any]:
+        """The recipe: what config.yaml holds."""
+        from nbkit.training.recipe import read_yaml
+
+        return read_yaml(self.path / "config.yaml")
+
     def metrics(self) -> list[dict[str, Any]]:
         """All rows so far: `step`, `time` and what the trainer logged. A line still being written is left out."""
         return _lines(self.path / "metrics.jsonl")

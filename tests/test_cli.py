@@ -1,0 +1,113 @@
+"""The command line: help that teaches, data on stdout, errors as product."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+import nbkit
+from nbkit.cli import main
+from nbkit.training.record import Recorder
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder of runs, and quiet defaults."""
+    monkeypatch.setenv("NBKIT_RUNS", str(tmp_path))
+    return tmp_path
+
+
+def invoke(*words):
+    """Run the command in this process."""
+    return CliRunner().invoke(main, list(words))
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_every_command_has_help(command):
+    """--help works everywhere, says something, and exits 0."""
+    result = invoke(command, "--help")
+    assert 0 == result.exit_code
+    assert len(result.output.splitlines()) > 4
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_every_command_stands_in_the_readme(command):
+    """A command that the README does not name is a command nobody finds."""
+    from pathlib import Path
+
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    assert f"nbkit {command}" in readme or f"make {command}" in readme
+
+
+def test_version():
+    """--version prints the package's version."""
+    assert f"nbkit, version {nbkit.__version__}\n" == invoke("--version").output
+
+
+def test_a_typing_error_is_answered_with_the_verb_that_was_meant():
+    """`nbkit run` suggests `runs`, with the usage exit code."""
+    result = invoke("run")
+    assert 2 == result.exit_code
+    assert "Did you mean 'runs'?" in result.output
+
+
+def test_runs_lists_the_newest_first(folder):
+    """As a table for a person and as JSON for a script, with the same facts."""
+    for name, loss in (("20260101-000000-a", 1.0), ("20260102-000000-b", 0.5)):
+        recorder = Recorder(folder / name)
+        recorder.row(1, {"loss": loss})
+        recorder.set("done", step=1, max_steps=1)
+    assert ["20260102-000000-b", "20260101-000000-a"] == [line.split()[0] for line in invoke("runs").output.splitlines()[2:]]
+    listed = json.loads(invoke("runs", "--json").output)
+    assert {"run": "20260102-000000-b", "state": "done", "step": 1, "of": 1, "loss": 0.5, "cause": ""} == listed[0]
+
+
+def test_no_runs_names_the_folder(folder):
+    """An empty list is said on stderr, so that a wrong folder is seen; stdout stays empty."""
+    result = invoke("runs")
+    assert (0, "") == (result.exit_code, result.stdout)
+    assert f"No runs in {folder}" in result.stderr
+
+
+def test_watch_of_an_ended_run_prints_it_once(folder):
+    """A finished run is one line; --json prints its rows."""
+    recorder = Recorder(folder / "20260101-000000-a")
+    recorder.row(1, {"loss": 1.0})
+    recorder.set("done", step=1, max_steps=1)
+    assert "20260101-000000-a · done · step 1/1 · loss 1.0000\n" == invoke("watch").output
+    assert 1.0 == json.loads(invoke("watch", "--json").output)["loss"]
+
+
+def test_stop_writes_the_stop_file(folder):
+    """The request is a file, so it works from any process."""
+    recorder = Recorder(folder / "20260101-000000-a")
+    recorder.set("training", step=1, max_steps=9)
+    assert 0 == invoke("stop").exit_code
+    assert recorder.stop_asked
+
+
+def test_an_error_is_a_message_a_fix_and_an_exit_code(folder):
+    """No traceback for a user's mistake."""
+    result = invoke("watch", "nothing")
+    assert 1 == result.exit_code
+    assert f"Error: There is no run 'nothing' in {folder}.\n  Fix:  nbkit runs" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_check_json_is_json_on_stdout():
+    """A script can read what a person sees."""
+    done = subprocess.run([sys.executable, "-m", "nbkit.cli", "check", "--json"], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert found["device"] in {"cpu", "cuda"}
+    assert found["memory"]["total_gib"] > 0
+
+
+def test_check_shows_machine_and_what_fits():
+    """The table of a person: hardware, disks, models."""
+    output = invoke("check").output
+    for text in ("This machine", "Disks and caches", "QLoRA"):
+        assert text in output
