@@ -6,6 +6,9 @@
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell command -v $(name) 2>/dev/null)))
 BIN := .venv/bin
 
+# Threads that wait must not spin: two processes on two cores would slow each other down tenfold.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 help: ## this list
 	@echo "nbkit: make TARGET"
 	@echo
@@ -21,7 +24,7 @@ demo: setup ## the four notebooks, end to end, on the embedded model
 	@$(BIN)/nbkit demo
 
 lab: setup ## JupyterLab on the notebooks
-	@$(BIN)/jupyter lab notebooks
+	@NBKIT_RUNS=$(CURDIR)/runs $(BIN)/jupyter lab notebooks
 
 # Simply expanded, so that the setup counts: the time printed at the end is what a person waited.
 STARTED := $(shell date +%s)

@@ -26,7 +26,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("memory",),
     ("training", "evaluation"),
     ("remote",),
-    ("cli", "widgets"),
+    ("widgets", "demo"),
+    ("cli",),
 )
 FLOOR_OF = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 HEAVY = ("torch", "transformers", "datasets", "paramiko", "ipywidgets", "matplotlib", "pyarrow", "numpy")

@@ -61,7 +61,9 @@ def test_runs_lists_the_newest_first(folder):
         recorder = Recorder(folder / name)
         recorder.row(1, {"loss": loss})
         recorder.set("done", step=1, max_steps=1)
-    assert ["20260102-000000-b", "20260101-000000-a"] == [line.split()[0] for line in invoke("runs").output.splitlines()[2:]]
+    assert ["20260102-000000-b", "20260101-000000-a"] == [
+        line.split()[0] for line in invoke("runs").output.splitlines()[2:]
+    ]
     listed = json.loads(invoke("runs", "--json").output)
     assert {"run": "20260102-000000-b", "state": "done", "step": 1, "of": 1, "loss": 0.5, "cause": ""} == listed[0]
 
@@ -100,7 +102,9 @@ def test_an_error_is_a_message_a_fix_and_an_exit_code(folder):
 
 def test_check_json_is_json_on_stdout():
     """A script can read what a person sees."""
-    done = subprocess.run([sys.executable, "-m", "nbkit.cli", "check", "--json"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "nbkit.cli", "check", "--json"], capture_output=True, text=True, check=True
+    )
     found = json.loads(done.stdout)
     assert found["device"] in {"cpu", "cuda"}
     assert found["memory"]["total_gib"] > 0

@@ -14,7 +14,7 @@ from nbkit.hardware import probe, stack
 from nbkit.hardware.stack import Package
 
 GOOD_TORCH = """
-print("a library that talks")
+print("a library that talks", end=" ")
 class version: cuda = "13.0"
 class cuda:
     is_available = staticmethod(lambda: {gpu})
@@ -67,9 +67,8 @@ class TestStack:
 
     def test_an_import_error_is_quoted(self, ask):
         """A torch that cannot load its libraries is broken with its own words, and bitsandbytes is not blamed."""
-        found = ask(
-            torch="raise ImportError('libcudart.so.13: cannot open shared object file')", bitsandbytes="import torch"
-        )
+        broken = "raise ImportError('libcudart.so.13: not there')"
+        found = ask({"torch.py": broken, "bitsandbytes.py": "import torch"})
         assert "ImportError: libcudart.so.13: not there" == found.torch.error
         assert ("broken", "not tried") == (found.torch.state, found.bitsandbytes.state)
 

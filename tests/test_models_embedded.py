@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 
@@ -9,9 +10,9 @@ import pytest
 
 from nbkit import atomic, models
 from nbkit.errors import ModelError, StorageError
-from nbkit.models import embedded as module
 
 pytestmark = pytest.mark.train
+module = importlib.import_module("nbkit.models.embedded")  # the package's attribute of this name is the function
 
 
 @pytest.fixture(scope="module")

@@ -124,8 +124,8 @@ class TestRules:
         content["cells"][0]["source"] = badge_line("02_other.ipynb") + "\n# Title"
         content["cells"][1]["source"] = install_cell().replace("@v", "@v9")
         assert [
-            "01_good.ipynb:cell 1: the badge is not the one of this version; run: make render",
-            "01_good.ipynb:cell 2: the install cell is not the one of this version; run: make render",
+            "01_good.ipynb:cell 1: the badge is not the one of this version; run: python -m tools.notebooks badges",
+            "01_good.ipynb:cell 2: the install cell is not the one of this version; run: python -m tools.notebooks badges",
         ] == findings(tmp_path, content)
 
     @pytest.mark.parametrize("count", [0, 2])

@@ -12,6 +12,7 @@ from nbkit import models, training
 from nbkit.errors import ModelError, RunError, StorageError
 from nbkit.training import checkpoint
 from nbkit.training.recipe import read_yaml
+from nbkit.training.repairs import fp32_adapters, score_trained_tokens_only
 
 pytestmark = pytest.mark.train
 
@@ -62,9 +63,10 @@ class TestStart:
 
     def test_a_second_run_in_the_kernel_waits_its_turn(self, folder):
         """Two trainings in one process would fight for the device."""
-        run = training.start(tiny.trainer(folder, max_steps=200, save_strategy="no"))
+        first, second = tiny.trainer(folder, max_steps=500, save_strategy="no"), tiny.trainer(folder)
+        run = training.start(first)
         with pytest.raises(RunError, match="still active"):
-            training.start(tiny.trainer(folder))
+            training.start(second)
         run.stop()
         run.wait(120)
 
@@ -169,8 +171,6 @@ class TestTrainedTokensOnly:
         import torch
         from trl.trainer import utils
 
-        from nbkit.training.repairs import score_trained_tokens_only
-
         kept = utils._use_triton
         utils._use_triton = getattr(kept, "__wrapped__", None) or (lambda device: device.type != "cpu")
         try:
@@ -187,6 +187,7 @@ class TestTrainedTokensOnly:
     def _gradients(trainer):
         import torch
 
+        fp32_adapters(trainer)
         torch.manual_seed(0)
         batch = next(iter(trainer.get_train_dataloader()))
         trainer.model.train()

@@ -131,12 +131,15 @@ def badge(notebook: Notebook) -> Iterator[tuple[int, str]]:
     """The badge and the install cell agree with pyproject.toml."""
     title = notebook.title
     if title is None or source_of(title[1]).split("\n")[0] != badge_line(notebook.name):
-        yield title[0] if title else 0, "the badge is not the one of this version; run: make render"
+        yield (
+            title[0] if title else 0,
+            "the badge is not the one of this version; run: python -m tools.notebooks badges",
+        )
     installs = notebook.tagged("install")
     if len(installs) != 1:
         yield 0, f"one code cell must carry the tag `install`; {len(installs)} do"
     elif source_of(installs[0][1]) != install_cell():
-        yield installs[0][0], "the install cell is not the one of this version; run: make render"
+        yield installs[0][0], "the install cell is not the one of this version; run: python -m tools.notebooks badges"
 
 
 def parameters(notebook: Notebook) -> Iterator[tuple[int, str]]:

@@ -88,14 +88,18 @@ def model_card(
     values = _hyperparameters(recipe)
     hub = _EMBEDDED_HUB if base_model == EMBEDDED else base_model if _is_hub_id(base_model) else ""
     shown = hub or PurePosixPath(base_model.replace("\\", "/")).name
+    about_data = [
+        ("name", data.name),
+        ("rows", f"{data.rows:,}"),
+        ("sha256", f"`{data.sha256}`"),
+        ("origin and licence", data.provenance),
+    ]
     kind = "merged model" if exported else "adapter"
     parts = [
         _front_matter(name, hub, license, exported, comparison, data),
         f"# {name}\n\nA {_method(values)} fine-tune of {shown}; this folder holds the {kind}.",
         f"## Results\n\n{_results(comparison, exported)}",
-        "## Data\n\n"
-        + _markdown(("what", "value"), [("name", data.name), ("rows", f"{data.rows:,}"), ("sha256", f"`{data.sha256}`"),
-                                        ("origin and licence", data.provenance)]),  # fmt: skip
+        f"## Data\n\n{_markdown(('what', 'value'), about_data)}",
         f"## Training\n\n{_markdown(('setting', 'value'), list(values.items()))}\n\nWhat is not listed is TRL's default.",
         f"## Load\n\n```python\n{load_snippet(base_model, values, merged=exported is not None, example=example)}```",
         f"## Limits\n\n{_limits(comparison, limits)}",
@@ -148,9 +152,11 @@ def _results(comparison: Comparison | None, exported: Export | None) -> str:
         found += [
             f"{comparison.claim()}.",
             _markdown(comparison.table().columns, lines),
-            f"Base is the same model without the adapter, on the same prompts, greedy, at most {comparison.max_new_tokens} "
-            f"new tokens. Intervals: {METHOD}. Loss is per completion token, end of turn included.",
         ]
+        found.append(
+            f"Base is the same model without the adapter, on the same prompts, greedy, at most {comparison.max_new_tokens} "
+            f"new tokens. Intervals: {METHOD}. Loss is per completion token, end of turn included."
+        )
         found.append(comparison.general.sentence() if comparison.general else "Forgetting was not measured.")
     if exported:
         found.append(
@@ -185,7 +191,7 @@ def _hyperparameters(recipe: Any) -> dict[str, Any]:
 
 def _of_trainer(trainer: Any) -> Iterator[tuple[str, Any]]:
     base = trainer.model.get_base_model() if hasattr(trainer.model, "get_base_model") else trainer.model
-    quantization = getattr(base.config, "quantization_config", None)
+    quantization: Any = getattr(base.config, "quantization_config", None)
     if getattr(quantization, "load_in_4bit", False):
         yield "load_in_4bit", True
         yield "bnb_4bit_quant_type", quantization.bnb_4bit_quant_type
@@ -232,4 +238,6 @@ def _is_hub_id(text: str) -> bool:
 
 
 def _is_path(value: Any) -> bool:
-    return isinstance(value, str) and (value.startswith(("/", "~", "./", "../")) or re.match(r"[A-Za-z]:\\", value) is not None)
+    return isinstance(value, str) and (
+        value.startswith(("/", "~", "./", "../")) or re.match(r"[A-Za-z]:\\", value) is not None
+    )

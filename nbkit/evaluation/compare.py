@@ -17,6 +17,7 @@ from nbkit.evaluation.forgetting import Forgetting, forgetting
 from nbkit.evaluation.score import SMOKE_TOKENS, Output, Score, capped, score_examples
 from nbkit.evaluation.stats import METHOD, Difference, difference, mcnemar
 
+_FEW = 20
 _VERDICTS = {(False, True): "fixed", (True, True): "both right", (False, False): "both wrong", (True, False): "broken"}
 
 
@@ -77,11 +78,17 @@ class Comparison:
         raise DataError(f"No set {name!r} was compared.", hint=f"choose one of: {', '.join(p.name for p in self.sets)}")
 
     def claim(self) -> str:
-        """One sentence that the numbers carry: on how many sets the difference is beyond its interval."""
-        better, worse = (sum(pair.exact.sign == sign for pair in self.sets) for sign in (1, -1))
+        """One sentence that the numbers carry: a change counts where McNemar's p is below 0.05.
+
+        The exact test and not the bootstrap interval, which is too narrow on a handful of rows.
+        """
+        shown = [pair.exact.value for pair in self.sets if pair.p < 0.05]
+        better, worse = sum(value > 0 for value in shown), sum(value < 0 for value in shown)
         total = f"{len(self.sets)} set{'s' if len(self.sets) > 1 else ''}"
         if worse:
-            return f"Fine-tuning lowers exact match on {worse} of {total}" + (f", raises it on {better}" if better else "")
+            return f"Fine-tuning lowers exact match on {worse} of {total}" + (
+                f", raises it on {better}" if better else ""
+            )
         if better:
             return f"Fine-tuning raises exact match on {better} of {total}"
         return f"No clear change in exact match on {total}"
@@ -100,10 +107,13 @@ class Comparison:
                 (where, "stop rate", base.stop_rate, tuned.stop_rate, "", ""),
                 (where, "latency, s", base.latency_s, tuned.latency_s, "", ""),
             ]
+        few = [pair.name for pair in self.sets if pair.base.rows < _FEW]
         notes = [
             f"Greedy, at most {self.max_new_tokens} new tokens, same prompts; base is the same model, adapter off.",
             f"Intervals: {METHOD}.",
         ]
+        if few:
+            notes.append(f"Fewer than {_FEW} rows ({', '.join(few)}): the intervals are too narrow to rely on.")
         if self.general:
             notes.append(self.general.sentence())
         columns = ["set", "measure", "base", "tuned", "difference [95 %]", "p"]
@@ -116,7 +126,9 @@ class Comparison:
         """
         pair = self.sets[0] if set is None else self[set]
         verdicts = pair.verdicts()
-        queues = [[i for i, v in enumerate(verdicts) if v == kind] for kind in ("fixed", "both wrong", "broken", "both right")]
+        queues = [
+            [i for i, v in enumerate(verdicts) if v == kind] for kind in ("fixed", "both wrong", "broken", "both right")
+        ]
         order: list[int] = []
         while any(queues):
             order += [queue.pop(0) for queue in queues if queue]
@@ -127,7 +139,9 @@ class Comparison:
             lines.append((base.id, *texts, verdicts[index] + _fields(tuned)))
         found = ", ".join(f"{verdicts.count(kind)} {kind}" for kind in _VERDICTS.values())
         return Table(
-            ["id", "prompt", "expected", "base", "tuned", "verdict"], lines, title=f"{pair.name} ({pair.counts}): {found}."
+            ["id", "prompt", "expected", "base", "tuned", "verdict"],
+            lines,
+            title=f"{pair.name} ({pair.counts}): {found}.",
         )
 
     def plot(self) -> Any:
@@ -214,17 +228,19 @@ def compare(
 def pair(name: str, available: int, base: Score, tuned: Score) -> Pair:
     """Two scores of the same rows, with their differences."""
     exact = [[output.exact for output in each.outputs] for each in (base, tuned)]
-    fields = [[output.fields_right / output.fields for output in each.outputs if output.fields] for each in (base, tuned)]
+    fields = [
+        [output.fields_right / output.fields for output in each.outputs if output.fields] for each in (base, tuned)
+    ]
     losses = [[output.loss.nll / output.loss.tokens for output in each.outputs] for each in (base, tuned)]
     return Pair(
         name=name,
         available=available,
         base=base,
         tuned=tuned,
-        exact=difference(*exact),
-        fields=difference(*fields) if fields[0] else None,
-        loss=difference(*losses, weights=[output.loss.tokens for output in base.outputs]),
-        p=mcnemar(*exact),
+        exact=difference(exact[0], exact[1]),
+        fields=difference(fields[0], fields[1]) if fields[0] else None,
+        loss=difference(losses[0], losses[1], [output.loss.tokens for output in base.outputs]),
+        p=mcnemar(exact[0], exact[1]),
     )
 
 

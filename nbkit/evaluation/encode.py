@@ -59,10 +59,8 @@ def encode(tokenizer: Any, rows: Iterable[Mapping[str, Any]]) -> list[Example]:
 
 def _example(tokenizer: Any, row: dict[str, Any], number: int) -> Example:
     name = str(row.get("id", number))
-    if "text" in row and "prompt" not in row:
-        prompt_text, expected, prompt_ids = "", "", ()
-    else:
-        prompt_text, expected, prompt_ids = _question(tokenizer, row, name)
+    text_only = "text" in row and "prompt" not in row
+    prompt_text, expected, prompt_ids = ("", "", []) if text_only else _question(tokenizer, row, name)
     ids, counts = tokenize_row(row, tokenizer)
     # The first token of a sequence has nothing before it that could predict it.
     start = max(1, counts.index(True)) if True in counts else len(ids)
@@ -77,7 +75,8 @@ def _example(tokenizer: Any, row: dict[str, Any], number: int) -> Example:
 def _question(tokenizer: Any, row: dict[str, Any], name: str) -> tuple[str, str, list[int]]:
     if "prompt" not in row or "completion" not in row:
         raise DataError(
-            f"Row {name} has no 'prompt' and 'completion'; it has: {', '.join(map(str, row)) or 'nothing'}.", hint=_SHAPE
+            f"Row {name} has no 'prompt' and 'completion'; it has: {', '.join(map(str, row)) or 'nothing'}.",
+            hint=_SHAPE,
         )
     prompt, completion = row["prompt"], row["completion"]
     if isinstance(prompt, str) and isinstance(completion, str):

@@ -32,10 +32,12 @@ def draw(comparison: Comparison) -> Any:
     figure, axes = plt.subplots(figsize=(6.8, 1.1 + 0.55 * len(lines)), layout="constrained")
     for place, (_, base, tuned, change) in enumerate(lines):
         axes.plot([base, tuned], [place, place], color="#9ca3af", linewidth=1, zorder=1)
-        axes.plot([base + change.low, base + change.high], [place, place], color=_TUNED, linewidth=5, alpha=0.35, zorder=2)
+        axes.plot(
+            [base + change.low, base + change.high], [place, place], color=_TUNED, linewidth=5, alpha=0.35, zorder=2
+        )
         labels = ("base", "tuned, bar: 95 % interval") if place == 0 else (None, None)
-        axes.plot(base, place, "o", color=_BASE, markerfacecolor="white", markersize=8, zorder=3, label=labels[0])
-        axes.plot(tuned, place, "o", color=_TUNED, markersize=8, zorder=4, label=labels[1])
+        axes.plot(base, place, "o", color=_BASE, markerfacecolor="white", markersize=11, zorder=3, label=labels[0])
+        axes.plot(tuned, place, "o", color=_TUNED, markersize=7, zorder=4, label=labels[1])
         axes.annotate(str(change), (1.04, place), va="center", fontsize=8, annotation_clip=False)
     axes.set_yticks(range(len(lines)), [line[0] for line in lines], fontsize=8)
     axes.set(xlim=(-0.03, 1.03), ylim=(len(lines) - 0.5, -0.5))

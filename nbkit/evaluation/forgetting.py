@@ -76,7 +76,10 @@ class Forgetting:
 
     def table(self) -> Table:
         """The questions with both answers, and the sentence."""
-        lines = [(sample.prompt, *(" ".join(text.split()) for text in (sample.base, sample.tuned))) for sample in self.samples]
+        lines = [
+            (sample.prompt, *(" ".join(text.split()) for text in (sample.base, sample.tuned)))
+            for sample in self.samples
+        ]
         return Table(["general question", "base", "tuned"], lines, title=self.sentence())
 
     def as_dict(self) -> dict[str, Any]:

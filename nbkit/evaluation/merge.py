@@ -36,7 +36,10 @@ def save_merged(model: Any, folder: Path, *, dtype: Any, ends: list[int], pad: i
 
     base = model.get_base_model()
     with evaluating(model):
-        state = {name: tensor.to("cpu", dtype) if tensor.is_floating_point() else tensor.cpu() for name, tensor in _weights(base)}
+        state = {
+            name: tensor.to("cpu", dtype) if tensor.is_floating_point() else tensor.cpu()
+            for name, tensor in _weights(base)
+        }
     config = copy.deepcopy(base.config)
     for name in ("quantization_config", "_pre_quantization_dtype"):
         if hasattr(config, name):
@@ -48,7 +51,7 @@ def save_merged(model: Any, folder: Path, *, dtype: Any, ends: list[int], pad: i
     skeleton.generation_config = copy.deepcopy(base.generation_config)
     skeleton.generation_config.eos_token_id = ends
     skeleton.config.pad_token_id = skeleton.generation_config.pad_token_id = pad
-    size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    size: int = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     skeleton.save_pretrained(folder, state_dict=state, max_shard_size="5GB")
     return size
 
@@ -77,9 +80,10 @@ def _weights(base: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _quantised(module: Any) -> bool:
-    return hasattr(module, "in_features") and getattr(module.weight, "dtype", None) is not None and not (
-        module.weight.dtype.is_floating_point
-    )  # fmt: skip
+    """True for a 4-bit or 8-bit linear layer; with FSDP, 4-bit weights are stored in tensors that call themselves bf16."""
+    if not hasattr(module, "in_features"):
+        return False
+    return hasattr(module.weight, "quant_state") or not module.weight.dtype.is_floating_point
 
 
 def _plain(name: str, module: Any) -> Iterator[tuple[str, Any]]:

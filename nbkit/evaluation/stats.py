@@ -37,7 +37,11 @@ class Difference:
         return (self.low > 0) - (self.high < 0)
 
     def __str__(self) -> str:
-        return f"{self.value:+.3g} [{self.low:+.3g}, {self.high:+.3g}]"
+        """Two decimals, more where the numbers are small."""
+        ends = (self.value, self.low, self.high)
+        digits = 2 if max(map(abs, ends)) >= 0.1 else 4
+        value, low, high = (f"{end:+.{digits}f}" for end in ends)
+        return f"{value} [{low}, {high}]"
 
     def as_dict(self) -> dict[str, Any]:
         return {"value": self.value, "low": self.low, "high": self.high, "rows": self.rows}
@@ -72,8 +76,8 @@ def difference(base: Sequence[float], tuned: Sequence[float], weights: Sequence[
     for begin in range(0, RESAMPLES, block):
         drawn = rng.integers(rows, size=(min(block, RESAMPLES - begin), rows))
         means[begin : begin + len(drawn)] = change[drawn].sum(axis=1) / weight[drawn].sum(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Difference(float(change.sum() / weight.sum()), float(low), float(high), rows)
+    ends: list[float] = np.percentile(means, [2.5, 97.5]).tolist()
+    return Difference(float(change.sum() / weight.sum()), ends[0], ends[1], rows)
 
 
 def mcnemar(base: Sequence[bool], tuned: Sequence[bool]) -> float:
@@ -88,4 +92,4 @@ def mcnemar(base: Sequence[bool], tuned: Sequence[bool]) -> float:
     discordant = lost + won
     # Integers until the end: 2**-n underflows a float beyond 1,074 rows.
     tail = sum(math.comb(discordant, k) for k in range(min(lost, won) + 1))
-    return min(1.0, 2 * tail / 2**discordant)
+    return min(1.0, float(2 * tail / 2**discordant))

@@ -21,9 +21,8 @@ _CHILD = """
 import importlib.util, json, sys
 
 def tell(**found):
-    print("\\n" + json.dumps(found), file=out, flush=True)
+    print("\\n" + json.dumps(found), flush=True)
 
-out, sys.stdout = sys.stdout, sys.stderr
 for name in ("torch", "bitsandbytes"):
     if importlib.util.find_spec(name) is None:
         tell(name=name, state="absent")

@@ -148,7 +148,9 @@ class Fits:
         return self.table()._repr_html_()
 
 
-_VERDICTS = "yes: the high end fits. tight: only the low end. no: not even that; the largest share is named."
+_VERDICTS = (
+    "From low to high. yes: the high end fits. tight: only the low end. no: neither; the largest share is named."
+)
 
 
 def fits(
@@ -217,7 +219,7 @@ def _method_notes(step: Step) -> list[str]:
     kind = "float32 throughout" if step.dtype == "float32" else "adapters in float32"
     program = f"{step.micro_batch} x {step.seq} tokens, gradient checkpointing, AdamW, TRL's fused loss"
     return [
-        f"GiB, low to high, by formula: ±{UNCERTAINTY:.0%} of the live tensors, plus {outside}.",
+        f"In GiB, by formula: ±{UNCERTAINTY:.0%} of the live tensors, plus {outside}.",
         f"For {program}, LoRA rank {step.rank} on all linear maps, {kind}.",
         "Batches of varying length fragment memory and can add a tenth or more: run the longest first.",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +92,11 @@ def keep_differentiable(model: Any) -> int:
     for layer in mended:
         layer.support_avx512bf16_for_cpu = False
     return len(mended)
+
+
+def silence_optional_kernel() -> None:
+    """bitsandbytes warns at import, on CPUs with AVX512-BF16, that a hub kernel is absent; nbkit does not use it."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def _quant_state(layer: Any) -> Any:

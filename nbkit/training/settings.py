@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 import sys
 import time
@@ -15,6 +14,7 @@ from nbkit.errors import ModelError, RunError, require
 from nbkit.hardware import Choice, Gpu, Machine, probe
 from nbkit.memory.formula import Step, estimate
 from nbkit.memory.shapes import Shape
+from nbkit.models.prepare import silence_optional_kernel
 
 _FAST_BF16 = {"avx512_bf16", "amx_bf16", "amx_tile"}  # CPU flags under which bf16 has instructions of its own
 _WORTH = 1.25  # a bf16 matmul must be this much faster than fp32 to be chosen on a CPU
@@ -81,7 +81,7 @@ def settings(
     Raises: ModelError when the config cannot be read; RunError when several GPUs are visible and CUDA was already used.
     """
     require("torch", "transformers", extra="train")
-    _silence_optional_kernel()
+    silence_optional_kernel()
     machine = machine if machine is not None else probe()
     if machine.device != "cuda":
         return _on_cpu(machine, effective_batch)
@@ -235,8 +235,3 @@ def pin_one_gpu(machine: Machine) -> Gpu:
         )
     os.environ["CUDA_VISIBLE_DEVICES"] = best.uuid or str(best.index)
     return best
-
-
-def _silence_optional_kernel() -> None:
-    """bitsandbytes warns at import, on CPUs with AVX512-BF16, that a hub kernel is absent; nbkit does not use it."""
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from html import escape
 from typing import Any
 
@@ -32,7 +31,10 @@ def curve(rows: list[dict[str, Any]]) -> str:
         return "<div style='opacity:.6;font-size:13px'>no loss yet</div>"
     low, high = min(values), max(values)
     log = high / low > 10
-    scale: Callable[[float], float] = math.log10 if log else float
+
+    def scale(value: float) -> float:
+        return math.log10(value) if log else value
+
     bottom, top = scale(low), scale(high)
     span = top - bottom or 1.0
     last = max(step for step, _ in train + held_out)
