@@ -90,7 +90,8 @@ class TestDifference:
 
     def test_text(self):
         """A difference reads as value and interval, with signs."""
-        assert "+0.5 [+0.25, +0.75]" == str(Difference(0.5, 0.25, 0.75, 9))
+        assert "+0.50 [+0.25, +0.75]" == str(Difference(0.5, 0.25, 0.75, 9))
+        assert "-0.0021 [-0.0030, -0.0011]" == str(Difference(-0.0021, -0.003, -0.0011, 9))
 
 
 class TestMcNemar:

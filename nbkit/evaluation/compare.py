@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from nbkit.evaluation.adapter import require_adapter, without_adapter
 from nbkit.evaluation.encode import encode
 from nbkit.evaluation.forgetting import Forgetting, forgetting
 from nbkit.evaluation.score import SMOKE_TOKENS, Output, Score, capped, score_examples
-from nbkit.evaluation.stats import METHOD, Difference, difference, mcnemar
+from nbkit.evaluation.stats import METHOD, Difference, difference, finite, mcnemar
 
 _FEW = 20
 _VERDICTS = {(False, True): "fixed", (True, True): "both right", (False, False): "both wrong", (True, False): "broken"}
@@ -248,14 +247,10 @@ def _numbers(pair: Pair) -> dict[str, Any]:
     found: dict[str, Any] = {"rows": pair.base.rows, "available": pair.available}
     for label, each in (("base", pair.base), ("tuned", pair.tuned)):
         for measure in ("exact_match", "field_accuracy", "loss", "stop_rate", "latency_s", "tokens_per_s"):
-            found[f"{label}_{measure}"] = _finite(getattr(each, measure))
+            found[f"{label}_{measure}"] = finite(getattr(each, measure))
     for measure, change in (("exact_match", pair.exact), ("field_accuracy", pair.fields), ("loss", pair.loss)):
         found[f"{measure}_difference"] = None if change is None else change.as_dict()
     return {**found, "mcnemar_p": pair.p}
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _p(value: float) -> str:

@@ -16,7 +16,7 @@ from nbkit.evaluation.encode import encode
 from nbkit.evaluation.generate import greedy
 from nbkit.evaluation.loss import mean_loss, row_losses
 from nbkit.evaluation.score import SMOKE_TOKENS, capped
-from nbkit.evaluation.stats import Difference, difference
+from nbkit.evaluation.stats import Difference, difference, finite
 
 PROMPTS = (
     "What is the capital of France?",
@@ -84,10 +84,10 @@ class Forgetting:
 
     def as_dict(self) -> dict[str, Any]:
         """The numbers, for JSON; one that is not finite becomes null."""
-        losses = {"base_loss": self.base_loss, "tuned_loss": self.tuned_loss}
         return {
             "rows": self.rows,
-            **{name: value if math.isfinite(value) else None for name, value in losses.items()},
+            "base_loss": finite(self.base_loss),
+            "tuned_loss": finite(self.tuned_loss),
             "loss_difference": self.change.as_dict(),
             "sentence": self.sentence(),
         }

@@ -102,7 +102,8 @@ def end_tokens(model: Any, tokenizer: Any, examples: Sequence[Example]) -> list[
     The last is what training teaches; a base model that was given a chat template ends its turn with a token that its
     generation settings do not name, and would ramble on.
     """
-    special = set(tokenizer.all_special_ids)
+    # Both: a token is in the second alone when the tokenizer has given it no role, as a base model's end of turn.
+    special = {*tokenizer.all_special_ids, *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)}
     # Not the first completion token: a template may open the answer with a special token.
     taught = {next((t for t in reversed(e.ids[e.start + 1 :]) if t in special), None) for e in examples}
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)

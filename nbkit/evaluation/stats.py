@@ -44,7 +44,13 @@ class Difference:
         return f"{value} [{low}, {high}]"
 
     def as_dict(self) -> dict[str, Any]:
-        return {"value": self.value, "low": self.low, "high": self.high, "rows": self.rows}
+        """For JSON."""
+        return {"value": finite(self.value), "low": finite(self.low), "high": finite(self.high), "rows": self.rows}
+
+
+def finite(value: float | None) -> float | None:
+    """The number, or None for NaN and infinity: they are not JSON."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def difference(base: Sequence[float], tuned: Sequence[float], weights: Sequence[float] | None = None) -> Difference:

@@ -33,11 +33,11 @@ def curve(rows: list[dict[str, Any]]) -> str:
     log = high / low > 10
 
     def scale(value: float) -> float:
-        return math.log10(value) if log else value
+        return float(math.log10(value)) if log else value
 
     bottom, top = scale(low), scale(high)
     span = top - bottom or 1.0
-    last = max(step for step, _ in train + held_out)
+    last = float(max(step for step, _ in train + held_out))
 
     def x(step: float) -> float:
         return _LEFT + (_WIDTH - _LEFT - _RIGHT) * step / last
@@ -61,7 +61,7 @@ def curve(rows: list[dict[str, Any]]) -> str:
         f'<polyline points="{points}" fill="none" stroke="{_TRAIN}" stroke-width="1.5"/>{dots}'
         f'<text x="{_WIDTH - _RIGHT}" y="{_TOP + 10}" text-anchor="end">{legend}</text>'
         f'<text x="{_LEFT}" y="{_HEIGHT - 6}">step 0</text>'
-        f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 6}" text-anchor="end">{last}</text></svg>'
+        f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 6}" text-anchor="end">{last:.0f}</text></svg>'
     )
 
 
