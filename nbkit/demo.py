@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,9 +15,11 @@ from typing import Any
 from nbkit import atomic
 from nbkit.display import Table
 from nbkit.errors import NbkitError, RunError, require
+from nbkit.training import runs
 
 NOTEBOOKS = ("01_hardware_check", "02_data_prep", "03_qlora_sft", "04_eval")
 _CELL_TIMEOUT_S = 3600
+_TELL_EVERY_S = 15.0
 _SETS = ("seen", "unseen")
 
 
@@ -78,7 +81,7 @@ def run_demo(notebooks: Path, out: Path, *, say: Callable[[str], None]) -> Demo:
     began = time.monotonic()
     with atomic.explain(out):
         out.mkdir(parents=True, exist_ok=True)
-    before = {path.name for path in _runs(out)}
+    before = {run.id for run in runs(out.parent)}
     done: list[str] = []
     with _environment(out):
         for name in NOTEBOOKS:
@@ -97,10 +100,6 @@ def run_demo(notebooks: Path, out: Path, *, say: Callable[[str], None]) -> Demo:
     }
     atomic.write_json(out / "result.json", values)
     return Demo(out, values)
-
-
-def _runs(out: Path) -> list[Path]:
-    return [path.parent for path in out.parent.glob("*/status.json")]
 
 
 @contextmanager
@@ -124,22 +123,25 @@ def _execute(source: Path, out: Path, say: Callable[[str], None]) -> Path:
 
     notebook = nbformat.read(source, as_version=4)
     target = out / source.name
-    last = [time.monotonic()]
+    at = [0]
 
-    def heartbeat(cell: Any, cell_index: int) -> None:  # noqa: ARG001 - nbclient passes both by name
-        if time.monotonic() - last[0] > 10:
-            say(f"  {source.stem}: cell {cell_index + 1} of {len(notebook.cells)}")
-        last[0] = time.monotonic()
+    def begun(cell: Any, cell_index: int) -> None:  # noqa: ARG001 - nbclient passes both by name
+        at[0] = cell_index + 1
+
+    def progress() -> str:
+        training = next((run.headline() for run in runs(out.parent) if run.status.active), "")
+        return f"  {source.stem}: cell {at[0]} of {len(notebook.cells)}{f' · {training}' if training else ''}"
 
     client = NotebookClient(
         notebook,
         timeout=_CELL_TIMEOUT_S,
         kernel_name="python3",
         resources={"metadata": {"path": str(out.absolute())}},
-        on_cell_start=heartbeat,
+        on_cell_start=begun,
     )
     try:
-        client.execute()
+        with _heartbeat(lambda: say(progress())):
+            client.execute()
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         where = next((i + 1 for i, c in enumerate(notebook.cells) if _failed(c)), "?")
         raise RunError(
@@ -148,6 +150,24 @@ def _execute(source: Path, out: Path, say: Callable[[str], None]) -> Path:
     finally:
         atomic.write_text(target, nbformat.writes(notebook) + "\n")
     return target
+
+
+@contextmanager
+def _heartbeat(tell: Callable[[], None]) -> Iterator[None]:
+    """Call `tell` every 15 seconds while the block runs."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(_TELL_EVERY_S):
+            tell()
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _failed(cell: Any) -> bool:
@@ -164,8 +184,9 @@ def _reason(notebook: Any, error: Exception) -> str:
 
 def _evaluation(out: Path, before: set[str]) -> dict[str, Any]:
     """What 04_eval wrote into the run that 03_qlora_sft made."""
-    made = [path for path in _runs(out) if path.name not in before and (path / "evaluation.json").is_file()]
+    # A finished run of the same recipe and data is taken up by 03_qlora_sft and not trained again.
+    made = [run for run in runs(out.parent) if run.id not in before and (run.path / "evaluation.json").is_file()]
     if not made:
         raise RunError("04_eval left no evaluation.json in a run of this demo.", hint=f"look at {out}/04_eval.ipynb")
-    found: dict[str, Any] = json.loads((max(made, key=lambda path: path.name) / "evaluation.json").read_text())
+    found: dict[str, Any] = json.loads((made[0].path / "evaluation.json").read_text())
     return found

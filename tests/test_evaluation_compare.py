@@ -162,10 +162,10 @@ class TestCompare:
         sets = {"seen": evaluated.ROWS, "unseen": evaluated.OTHER}
         found = compare(model, tokenizer, sets, general=evaluated.GENERAL, max_new_tokens=16, limit=3)
         plain, _ = evaluated.base()
-        for pair in found.sets:
-            rows = sets[pair.name][:3]
-            assert completion_loss(plain, tokenizer, rows) == pytest.approx(pair.base.loss, rel=1e-4)
-            assert completion_loss(model, tokenizer, rows) == pytest.approx(pair.tuned.loss, rel=1e-4)
+        for found_pair in found.sets:
+            rows = sets[found_pair.name][:3]
+            assert completion_loss(plain, tokenizer, rows) == pytest.approx(found_pair.base.loss, rel=1e-4)
+            assert completion_loss(model, tokenizer, rows) == pytest.approx(found_pair.tuned.loss, rel=1e-4)
         seen = found["seen"]
         assert (0.0, 1.0, 3, 4) == (seen.base.exact_match, seen.tuned.exact_match, seen.tuned.rows, seen.available)
         assert ["fixed"] * 3 == seen.verdicts()

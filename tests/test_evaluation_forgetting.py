@@ -25,8 +25,14 @@ class TestSentence:
             ((0.5, 0.4, 0.6), "loss 3.10 -> 3.60 (+0.50 [0.40, 0.60]): it has forgotten a lot."),
             ((0.01, 0.001, 0.02), "loss 3.10 -> 3.11 (+0.01 [0.00, 0.02]): it has forgotten a trace."),
             ((0.1, -0.1, 0.3), "loss 3.10 -> 3.20 (+0.10 [-0.10, 0.30]): no forgetting was shown on these rows."),
-            ((-0.2, -0.3, -0.1), "loss 3.10 -> 2.90 (-0.20 [-0.30, -0.10]): it does better on general text than before."),
-            ((math.nan,) * 3, "loss 3.10 -> nan (+nan [nan, nan]): the loss is not a number, the tuned model is broken."),
+            (
+                (-0.2, -0.3, -0.1),
+                "loss 3.10 -> 2.90 (-0.20 [-0.30, -0.10]): it does better on general text than before.",
+            ),
+            (
+                (math.nan,) * 3,
+                "loss 3.10 -> nan (+nan [nan, nan]): the loss is not a number, the tuned model is broken.",
+            ),
         ],
     )
     def test_reads_the_numbers(self, change, expected):

@@ -110,7 +110,9 @@ class TestStopAndResume:
     def test_a_finished_run_is_returned_as_it_is(self, folder):
         """Plain Trainer would train one step more each time."""
         first = training.start(tiny.trainer(folder)).wait(120)
-        again = training.start(tiny.trainer(folder), resume="auto")
+        trainer = tiny.trainer(folder)
+        again = training.start(trainer, resume="auto")
+        assert any(bool(p.any()) for name, p in trainer.model.named_parameters() if "lora_B" in name)
         assert (first.path, "done", 4) == (again.path, again.status.state, len(losses(again)))
 
     def test_another_recipe_is_not_resumed(self, folder):

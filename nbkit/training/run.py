@@ -24,13 +24,14 @@ from typing import Any, Literal
 import psutil
 
 from nbkit import atomic
-from nbkit.display import Table
+from nbkit.display import Table, mode
 from nbkit.errors import RunError
 
 State = Literal["waiting", "training", "evaluating", "stalled", "done", "stopped", "failed"]
 ACTIVE = ("waiting", "training", "evaluating", "stalled")
 _STALLED_STEPS = 5  # no row for this many median steps
 _STALLED_LEAST_S = 60.0
+_LINE_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,13 @@ class Run:
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         asked = False
+        next_line = time.monotonic() + _LINE_EVERY_S
         while self._alive():
             try:
                 self._pause(0.2)
+                if mode() == "text" and time.monotonic() > next_line:  # in a notebook the live view shows it
+                    print(self.headline(), flush=True)
+                    next_line = time.monotonic() + _LINE_EVERY_S
                 if deadline is not None and time.monotonic() > deadline:
                     raise TimeoutError(f"run {self.id} has not ended within {timeout_s:g} s; it goes on")
             except KeyboardInterrupt:

@@ -55,7 +55,7 @@ def start(trainer: Any, *, name: str = "", resume: str | Path | Run | None = Non
         name: Ends the run's id; default: the model's name.
         resume: None starts anew. "auto" goes on with the newest run of the same recipe and data that has not finished,
             or starts anew. A run, its id or its path goes on with that one.
-    Returns: The run. It is finished already when the run to resume was.
+    Returns: The run. It is finished already when the run to resume was; the trainer's model then has its adapter.
     Raises: RunError when another run of this kernel is active, or the run to resume has another recipe or other data;
         ModelError when the model's gradients would be wrong; StorageError when the directory cannot be written.
     """
@@ -68,13 +68,24 @@ def start(trainer: Any, *, name: str = "", resume: str | Path | Run | None = Non
         values, data = recipe(trainer), data_identity(trainer)
         plan = _plan(values, data, name, resume)
         if plan.checkpoint is None and (plan.path / "status.json").is_file():
+            finished = Run(plan.path)
+            _load_result(trainer, finished)
             _busy.release()
-            return Run(plan.path)
+            return finished
         run = _launch(trainer, plan, values, data, mended)
     except BaseException:
         _busy.release()
         raise
     return run
+
+
+def _load_result(trainer: Any, run: Run) -> None:
+    """Give the trainer the weights of a run that had finished, so that what follows in the notebook holds for it."""
+    if run.adapter.name != "adapter" or not run.adapter.is_dir():
+        return
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    set_peft_model_state_dict(trainer.model, load_peft_weights(str(run.adapter), device=str(trainer.args.device)))
 
 
 def _launch(trainer: Any, plan: _Plan, values: dict[str, Any], data: dict[str, Any], mended: list[str]) -> StartedRun:
