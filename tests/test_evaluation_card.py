@@ -93,7 +93,7 @@ class TestCard:
         """The table of the comparison, the method, and what was not measured."""
         text = card(comparison=comparison("0" * 30, "1" * 27 + "000"))
         assert "Fine-tuning raises exact match on 1 of 1 set." in text
-        assert "| held out (30 of 40 rows) | exact match | 0 | 0.9 | +0.90 [+0.80, +1.00] | <0.001 |" in text
+        assert "| held out (30 of 40 rows) | exact match | 0 | 0.9 | +0.90 [+0.77, +1.00] | <0.001 |" in text
         assert "paired percentile bootstrap" in text
         assert "Forgetting was not measured." in text
         assert "It answers 10% of the held-out rows of held out not exactly (30 of 40 rows)." in text

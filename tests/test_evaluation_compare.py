@@ -84,7 +84,7 @@ class TestComparison:
         """One line a measure with its interval; the number of rows, the method and the small sample are said."""
         text = str(comparison("0" * 10, "1" * 9 + "0"))
         assert "held out (10 of 40 rows)  exact match" in text
-        assert "0.002" in text
+        assert "0.004" in text
         assert "Greedy, at most 16 new tokens, same prompts; base is the same model, adapter off." in text
         assert "10,000 resamples, seed 0" in text
         assert "Fewer than 20 rows (held out)" in text

@@ -120,9 +120,9 @@ class TestLock:
         assert set() == set(versions) - {name for name, _ in wanted}
 
     def test_tidy_drops_what_says_nothing(self):
-        """uv's markers for both supported systems go; one that chooses stays; so does an index line's absence."""
+        """uv's markers for both supported systems go; one that chooses stays; option lines go."""
         raw = (
-            "--index-url https://example.org/simple\n"
+            "--no-binary :none:\n"
             "a==1 ; sys_platform == 'darwin' or sys_platform == 'linux' \\\n    --hash=sha256:00\n"
             "b==2 ; python_full_version < '3.12' and (sys_platform == 'darwin' or sys_platform == 'linux') \\\n"
             "c==3 ; sys_platform == 'darwin' \\\n"
