@@ -120,6 +120,7 @@ def _execute(source: Path, out: Path, say: Callable[[str], None]) -> Path:
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+    from traitlets.config import Config
 
     notebook = nbformat.read(source, as_version=4)
     target = out / source.name
@@ -138,6 +139,8 @@ def _execute(source: Path, out: Path, say: Callable[[str], None]) -> Path:
         kernel_name="python3",
         resources={"metadata": {"path": str(out.absolute())}},
         on_cell_start=begun,
+        # Unix sockets: on a shared machine others could read a kernel's TCP ports, and ipykernel warns of it.
+        config=Config({"ConnectionFileMixin": {"transport": "ipc"}}),
     )
     try:
         with _heartbeat(lambda: say(progress())):

@@ -87,6 +87,27 @@ class TestExport:
         assert tokenizer.pad_token_id == settings["pad_token_id"]
         assert tokenizer.pad_token_id == json.loads((result.path / "config.json").read_text())["pad_token_id"]
 
+    def test_a_number_format_that_rounds_too_much_is_passed_over(self, tmp_path, monkeypatch):
+        """Where the bfloat16 folder is worse, float16 is tried next and kept; one that was asked for is refused."""
+        real, read = module.evidence, []
+
+        def noticed(model, tokenizer, examples, name=""):
+            found = real(model, tokenizer, examples, name)
+            if name == "after export":
+                read.append(name)
+                return Evidence(found.loss + 1.0, found.answers) if len(read) == 1 else found
+            return found
+
+        monkeypatch.setattr(module, "evidence", noticed)
+        model, tokenizer = evaluated.tuned()
+        result = export(model, tokenizer, tmp_path / "merged", rows=evaluated.ROWS[:1])
+        assert ("float16", 2) == (result.dtype, len(read))
+        assert "float16" == json.loads((result.path / "config.json").read_text())["dtype"]
+        read.clear()
+        with pytest.raises(ModelError, match="other was not kept"):
+            export(model, tokenizer, tmp_path / "other", rows=evaluated.ROWS[:1], dtype="bfloat16")
+        assert not (tmp_path / "other").exists()
+
     @pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"use_rslora": True}])
     def test_merges_what_peft_merges(self, tmp_path, options):
         """On a plain model the merged weights are those of PEFT's own merge, for LoRA, DoRA and rsLoRA, in float32."""
