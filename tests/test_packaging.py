@@ -26,7 +26,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 # What `make setup` installs; multi-gpu and cloud are for those who ask.
 INSTALLED_EXTRAS = ("train", "lab")
-INSTALLED_GROUPS = ("test", "lint")
+INSTALLED_GROUPS = ("test", "browser", "lint")
 ENVIRONMENTS = [
     {
         "sys_platform": platform,

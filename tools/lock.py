@@ -59,7 +59,7 @@ def compile_lock(uv: Path, scratch: Path, upgrade: str) -> str:
     staged, excluded = scratch / "lock.txt", scratch / "excluded.txt"
     staged.write_text(LOCK.read_text() if LOCK.exists() else "")
     excluded.write_text("\n".join(EXCLUDED) + "\n")
-    wanted = ["--extra", "train", "--extra", "lab", "--group", "test", "--group", "lint"]
+    wanted = ["--extra", "train", "--extra", "lab", "--group", "test", "--group", "browser", "--group", "lint"]
     moved = ["--upgrade"] if upgrade == "1" else ["--upgrade-package", upgrade] if upgrade else []
     form = ["--no-header", "--annotation-style", "line", "--generate-hashes", "--output-file", staged]
     reach = ["--universal", "--python-version", pythons()[0], "--excludes", excluded]

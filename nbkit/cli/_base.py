@@ -1,0 +1,43 @@
+"""What every verb shares: the group that suggests and explains, and the option `--json`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any
+
+import click
+
+from nbkit.errors import NbkitError, debugging
+
+
+class Commands(click.Group):
+    """Suggests the verb that was meant, and shows an NbkitError as product: message, fix, exit code."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            close = get_close_matches(args[0], self.list_commands(ctx), n=1)
+            if close and "Did you mean" not in error.message:
+                raise click.UsageError(f"{error.message} Did you mean {close[0]!r}?", ctx) from error
+            raise
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except NbkitError as error:
+            if debugging():
+                raise
+            if "--json" in sys.argv:
+                click.echo(json.dumps(error.as_dict()))
+            click.echo(f"Error: {error}\n  (traceback: NBKIT_DEBUG=1)", err=True)
+            ctx.exit(error.exit_code)
+
+
+def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--json", "as_json", is_flag=True, help="JSON on stdout, for scripts.")(command)

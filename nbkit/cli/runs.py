@@ -1,0 +1,70 @@
+"""Verbs about runs: list, follow, stop."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from nbkit.cli._base import json_option
+
+_RUN_HELP = "RUN is a run's id, the start of one, or its directory; the newest run when left out."
+
+
+@click.command()
+@json_option
+def runs(as_json: bool) -> None:
+    """List the runs in ./runs (or NBKIT_RUNS), the newest first."""
+    from nbkit.display import Table
+    from nbkit.training import runs as found
+    from nbkit.training import runs_dir
+
+    rows = []
+    for run in found():
+        status, losses = run.status, [row["loss"] for row in run.metrics() if row.get("loss") is not None]
+        loss = losses[-1] if losses else None
+        rows.append((run.id, status.state, status.step, status.max_steps, loss, status.cause))
+    table = Table(["run", "state", "step", "of", "loss", "cause"], rows)
+    if as_json:
+        click.echo(json.dumps(table.as_dicts(), indent=2))
+    elif rows:
+        click.echo(str(table))
+    else:
+        click.echo(f"No runs in {runs_dir().absolute()}.", err=True)
+
+
+@click.command(help=f"Follow a run until it ends: a line every ten seconds, from any terminal.\n\n{_RUN_HELP}")
+@click.argument("run", required=False)
+@json_option
+def watch(run: str | None, as_json: bool) -> None:
+    from nbkit.training import latest
+    from nbkit.widgets.live import lines
+
+    chosen = latest(run)
+    seen = 0
+    try:
+        for line in lines(chosen):
+            if as_json:
+                rows = chosen.metrics()
+                for row in rows[seen:]:
+                    click.echo(json.dumps(row))
+                seen = len(rows)
+            else:
+                click.echo(f"{chosen.id} · {line}")
+    except KeyboardInterrupt:
+        click.echo(f"\nNot watching any more; {chosen.id} goes on. Stop it with: nbkit stop {chosen.id}", err=True)
+        sys.exit(130)
+
+
+@click.command(help=f"Ask a run to finish its step, save a checkpoint and the adapter, and end.\n\n{_RUN_HELP}")
+@click.argument("run", required=False)
+def stop(run: str | None) -> None:
+    from nbkit.training import latest
+
+    chosen = latest(run)
+    chosen.stop()
+    click.echo(f"Asked {chosen.id} to stop after its step; nbkit watch {chosen.id} shows when it has.", err=True)
+
+
+VERBS = (runs, watch, stop)
