@@ -17,13 +17,14 @@ def main() -> None:
     \b
     Examples:
       nbkit check            what this machine has, and what fits on it
+      nbkit doctor           what is wrong here, and how to mend it
       nbkit demo             four notebooks, a real 4-bit model, base against tuned
       nbkit runs             what was trained, the newest first
       nbkit watch            follow the newest run from a terminal
       nbkit stop 20261124    finish the step, save, end
 
     \b
-    Exit codes: 0 ok, 1 failed, 2 usage, 130 interrupted.
+    Exit codes: 0 ok, 1 failed, 2 usage, 5 the doctor found a blocker, 130 interrupted.
     """
 
 

@@ -438,15 +438,15 @@ def cuda_facts(root: str = "/") -> dict[str, Any]:
             if glob.glob(os.path.join(folder, name + ".so*")) and folder not in places:
                 places.append(folder)
     kernel = re.search(r"Kernel Module\D*([\d.]+)", _read(root + "proc/driver/nvidia/version"))
-    wheels = [
-        name.split(".dist-info")[0].replace("_", "-").replace("-", " ", 3).replace(" ", "-", 2)
-        for folder in sys.path
-        for name in map(os.path.basename, glob.glob(folder + "/nvidia_cuda_runtime*.dist-info"))
-    ]
+    wheels = set()
+    for folder in sys.path:
+        for path in glob.glob(folder + "/nvidia_cuda_runtime*.dist-info"):
+            name, _, version = os.path.basename(path)[: -len(".dist-info")].rpartition("-")
+            wheels.add(name.replace("_", "-") + " " + version)
     return {
         **found,
         "toolkits": sorted({os.path.realpath(path) for path in glob.glob(root + "usr/local/cuda-[0-9]*")}),
-        "runtime_wheels": sorted(set(wheels)),
+        "runtime_wheels": sorted(wheels),
         "library_path_with_cuda": [
             f for f in listed if glob.glob(os.path.join(f, "libcud[an]*.so*")) or "cuda" in f.lower()
         ],
