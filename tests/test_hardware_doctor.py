@@ -108,6 +108,14 @@ class TestEvidence:
         assert "V100-SXM2-16GB is sm_70" == v100[0]
         assert "has kernels for: sm_75 sm_80" in v100[1]
 
+    def test_what_this_kernel_holds_is_no_finding(self):
+        """A notebook that asks after loading its model is not told that the GPU is taken; another machine's pid is."""
+        mine = {"machine.gpus.0.processes": [{"pid": 77, "bytes": 10 * 2**30, "name": "python", "notebook": True}],
+                "machine.gpus.0.free_bytes": 13 * 2**30}  # fmt: skip
+        facts = Facts.from_dict(facts_of(mine))
+        assert () == diagnose(replace(facts, own_pid=77))
+        assert ["memory-held"] == [one.id for one in diagnose(facts)]
+
     @pytest.mark.parametrize(
         ("changes", "severity"),
         [({"machine.disks.4.free_bytes": 10 * 2**30, "wanted.disk_gib": None}, "warning"),

@@ -28,14 +28,20 @@ TIERS: tuple[tuple[float, str, str], ...] = (
 
 
 def advice(machine: Machine) -> Table:
-    """One row a need: what is usual, what is here, and what that means."""
-    rows = [_gpu(machine), *_memory(machine), *_disk(machine)]
+    """One row a need: what is usual, what is here, whether that suffices, and for what."""
+    rows = [row for row in (_gpu(machine), _memory(machine), _disk(machine)) if row]
     return Table(
-        ("part", "usual", "here", "meaning"),
+        ("part", "usual", "here", "verdict", "enough for"),
         rows,
         title="What fine-tuning wants, and what is here",
         notes=["Orientation only: nbkit.fits() and `nbkit fit MODEL` predict the memory of one model and method."],
     )
+
+
+def tiers() -> Table:
+    """Which class of GPU is for which model."""
+    rows = [(f"{least:g}" if least else "less", cards, use) for least, cards, use in TIERS]
+    return Table(("usable GiB", "such as", "for"), rows, title="Which GPU for which model")
 
 
 def tier(usable_gib: float) -> tuple[str, str]:
@@ -43,53 +49,63 @@ def tier(usable_gib: float) -> tuple[str, str]:
     return next((cards, use) for least, cards, use in TIERS if usable_gib >= least)
 
 
-def _gpu(machine: Machine) -> tuple[str, str, str, str]:
-    usual = "24 GB for QLoRA of 7-13B, 12-16 GB up to 7B, 80 GB for 70B"
+def _gpu(machine: Machine) -> tuple[str, ...]:
+    usual = "12-16 GB to 7B, 24 GB to 13B, 80 GB to 70B (QLoRA)"
     visible = machine.visible_gpus
     if not visible:
-        small = (
-            "models of some hundred million parameters train on the CPU; rent a card for more: nbkit.hardware.offers()"
+        return (
+            "GPU",
+            usual,
+            "none for CUDA",
+            "short",
+            "models to some 100M on the CPU; to rent: nbkit.hardware.offers()",
         )
-        return ("GPU", usual, "none that CUDA programs would see", small)
     best = max(visible, key=lambda one: one.usable_gib)
     count = f"{len(visible)} x " if len(visible) > 1 else ""
     together = "; several together hold a larger model sharded (FSDP)" if len(visible) > 1 else ""
+    verdict = "ok" if best.usable_gib >= 21 else "tight" if best.usable_gib >= 11 else "short"
     return (
         "GPU",
         usual,
-        f"{count}{best.short_name}, {best.usable_gib:.1f} GiB usable",
+        f"{count}{best.short_name}, {best.usable_gib:.1f} GiB",
+        verdict,
         tier(best.usable_gib)[1] + together,
     )
 
 
-def _memory(machine: Machine) -> list[tuple[str, str, str, str]]:
-    usual = "16-32 GB for small models, 64 GB and more for large ones or CPU offload"
-    limit = machine.memory.limit_gib
-    total = min(machine.memory.total_gib, limit) if limit is not None else machine.memory.total_gib
-    here = f"{total:.0f} GiB" + (" (container limit)" if limit is not None and limit < machine.memory.total_gib else "")
-    if total >= 60:
-        meaning = "enough for large models and for offloading optimizer states"
-    elif total >= 15:
-        meaning = "enough for models to 13B that live on the GPU; too little for CPU offload of 7B and more"
-    else:
-        meaning = "small models only: loading a shard needs its size and 4 GB beside it"
-    return [("RAM", usual, here, meaning)]
+def _memory(machine: Machine) -> tuple[str, ...]:
+    limit, shown = machine.memory.limit_gib, machine.memory.total_gib
+    capped = limit is not None and limit < shown
+    total = limit if limit is not None and capped else shown
+    here = f"{total:.0f} GiB{' (container limit)' if capped else ''}"
+    verdict, use = next(
+        (verdict, use)
+        for least, verdict, use in (
+            (60, "ok", "large models, and optimizer states offloaded to the CPU"),
+            (15, "ok for small", "models to 13B that live on the GPU, no CPU offload of 7B and more"),
+            (0, "short", "models to about 3B: loading needs the largest shard and 4 GB beside it"),
+        )
+        if total >= least
+    )
+    return ("RAM", "16-32 GB small models, 64 GB and more large ones", here, verdict, use)
 
 
-def _disk(machine: Machine) -> list[tuple[str, str, str, str]]:
+def _disk(machine: Machine) -> tuple[str, ...]:
     disk = next((one for one in machine.disks if one.place.startswith("models")), None)
     if disk is None:
-        return []
-    usual = "NVMe, 500 GB to 1 TB free"
-    speed = f", {disk.read_mb_s:,.0f} MB/s read" if disk.read_mb_s else ""
-    here = f"{disk.free_gib:.0f} GiB free, {disk.kind}{speed} ({disk.path})"
-    if disk.free_gib >= 450:
-        room = "room for several models, checkpoints and merged copies"
-    elif disk.free_gib >= 60:
-        room = "room for a 7B LoRA with merge and GGUF (about 45 GB); full fine-tuning of 7B with 3 checkpoints wants 250-300 GB"
-    else:
-        room = "room for small models; a 7B LoRA with merge and GGUF needs about 45 GB"
+        return ()
     slow = disk.kind in {"hdd", "network"} or (disk.read_mb_s is not None and disk.read_mb_s < 200)
+    speed = f", {disk.read_mb_s:,.0f} MB/s" if disk.read_mb_s else ""
+    here = f"{disk.free_gib:.0f} GiB free, {disk.kind}{speed}"
+    verdict, use = next(
+        (verdict, use)
+        for least, verdict, use in (
+            (450, "ok", "several models, checkpoints and merged copies"),
+            (60, "ok for small", "a 7B LoRA with merge and GGUF (45 GB); not full 7B (250 GB)"),
+            (0, "short", "models to some 3B; a 7B LoRA with merge and GGUF needs 45 GB"),
+        )
+        if disk.free_gib >= least
+    )
     pace = disk.read_mb_s or (130.0 if slow else None)
-    load = f"; a 15 GB model loads in about {15000 / pace:.0f} s" if pace else ""
-    return [("disk", usual, here, room + load)]
+    load = f"; 15 GB load in {15000 / pace:.0f} s" if pace else ""
+    return ("disk", "NVMe, 500 GB to 1 TB free", here, "slow" if slow else verdict, use + load)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import time
 import traceback
@@ -211,7 +212,7 @@ def doctor(
     if disk_gib is not None:
         wanted = replace(wanted, disk_gib=disk_gib)
     skipped += [f"Not read: {problem}." for problem in machine.problems]
-    findings = diagnose(Facts(machine, stack, wanted, _text(error)))
+    findings = diagnose(Facts(machine, stack, wanted, _text(error), os.getpid()))
     return Diagnosis(findings, len(all_rules()), tuple(skipped), time.monotonic() - began)
 
 

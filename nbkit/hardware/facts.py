@@ -88,12 +88,16 @@ def _of_model(model: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything a rule may read. `stack` is None where torch is not installed or was not asked."""
+    """Everything a rule may read. `stack` is None where torch is not installed or was not asked.
+
+    `own_pid` is the process that asks, where these are its own machine's facts: what it holds itself is no finding.
+    """
 
     machine: Machine
     stack: Stack | None = None
     wanted: Wanted = Wanted()
     error: str = ""
+    own_pid: int | None = None
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> Facts:
@@ -104,7 +108,9 @@ class Facts:
         }
         stack = found.get("stack")
         machine = Machine.from_facts(found["machine"])
-        return cls(machine, _stack(stack) if stack else None, Wanted(**asked), found.get("error", ""))
+        return cls(
+            machine, _stack(stack) if stack else None, Wanted(**asked), found.get("error", ""), found.get("own_pid")
+        )
 
     @property
     def gpus(self) -> tuple[Gpu, ...]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from nbkit.hardware.facts import Facts
 from nbkit.hardware.machine import BF16_SINCE
 from nbkit.hardware.parts import Gpu, Process
@@ -47,30 +45,33 @@ def _no_driver(facts: Facts) -> Hit | None:
 
 
 def _lost(facts: Facts) -> Hit | None:
-    return seen(facts.machine.gpu_reason) if "GPU is lost" in facts.machine.gpu_reason else None
+    if "GPU is lost" not in facts.machine.gpu_reason:
+        return None
+    return seen(facts.machine.gpu_reason, severity="warning" if facts.gpus else "blocker")
 
 
 def _exclusive(facts: Facts) -> Hit | None:
     found = [gpu for gpu in facts.gpus if gpu.compute_mode != "default"]
     if not found:
         return None
-    held = [f"process {one.pid} holds it" for gpu in found for one in _others(gpu)]
+    held = [f"process {one.pid} holds it" for gpu in found for one in _others(facts, gpu)]
     bad = bool(held) or any(gpu.compute_mode == "prohibited" for gpu in found)
     modes = [f"GPU {gpu.index}: {gpu.compute_mode}" for gpu in found]
     return seen(*modes, *held, severity="blocker" if bad else "warning")
 
 
-def _others(gpu: Gpu) -> list[Process]:
-    return [one for one in gpu.processes if one.pid != os.getpid()]
+def _others(facts: Facts, gpu: Gpu) -> list[Process]:
+    return [one for one in gpu.processes if one.pid != facts.own_pid]
 
 
 def _held(facts: Facts) -> Hit | None:
     evidence = []
     notebook = False
     for gpu in facts.gpus:
-        others = [one for one in gpu.processes if one.pid != os.getpid() and (one.gib is None or one.gib >= _HELD_GIB)]
+        others = [one for one in _others(facts, gpu) if one.gib is None or one.gib >= _HELD_GIB]
+        own = sum(one.gib or 0.0 for one in gpu.processes if one.pid == facts.own_pid)
         free = gpu.free_gib
-        short = free is not None and gpu.usable_gib - free > max(1.0, 0.05 * gpu.usable_gib)
+        short = free is not None and gpu.usable_gib - free - own > max(1.0, 0.05 * gpu.usable_gib)
         if others or short:
             room = "" if free is None else f", {free:.1f} of {gpu.usable_gib:.1f} GiB free"
             evidence.append(f"GPU {gpu.index}{room}")

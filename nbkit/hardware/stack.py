@@ -55,7 +55,10 @@ for name in ("torch", "bitsandbytes", "four_bit", "torchvision", "flash_attn"):
             error = getattr(importlib.import_module("bitsandbytes.cextension").lib, "formatted_error", None)
             found["error"] = error if isinstance(error, str) and sys.modules["torch"].cuda.is_available() else None
     except BaseException as error:
-        tell(name=name, state="broken", error=type(error).__name__ + ": " + str(error))
+        text = type(error).__name__ + ": " + str(error)
+        # Another program has the GPU: that says nothing about bitsandbytes.
+        taken = name == "four_bit" and ("out of memory" in text or "busy or unavailable" in text)
+        tell(name=name, state="not tried" if taken else "broken", error=text)
     else:
         tell(name=name, state="broken" if found.get("error") else "ok", **found)
 """
