@@ -77,6 +77,14 @@ class TestRules:
         """A T4 with a fitting torch works: the doctor warns of bf16 and of nothing else."""
         assert ["no-bf16"] == list(found_in(T4))
 
+    def test_an_old_card_is_not_called_new(self):
+        """A V100 and an RTX 50 card both lack kernels; each is told for its own reason."""
+        ids = [
+            {name for name in found_in(CASES[rule][0]) if name.startswith("gpu-too")}
+            for rule in ("gpu-too-old", "gpu-too-new")
+        ]
+        assert [{"gpu-too-old"}, {"gpu-too-new"}] == ids
+
     def test_a_rule_that_fails_does_not_hide_the_rest(self):
         """An unexpected fact is reported as a note on the rule, and the others are still applied."""
         rules = (Rule("odd", 0, "blocker", ("GPU",), "x", "y", lambda facts: {}["missing"]),

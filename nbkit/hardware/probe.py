@@ -31,7 +31,7 @@ from typing import Any, Callable, Iterator  # noqa: UP035 - the box may run Pyth
 
 READ_S = 0.4  # of reading a disk; finding a file takes at most as long again
 GPU_LIMIT_S = 8.0  # a driver without persistence mode takes seconds to wake; only then is this reached
-PART_LIMIT_S = 1.5
+PART_LIMIT_S = 3.0  # a busy machine takes a second for what is a tenth otherwise
 PACKAGES = (
     "torch",
     "transformers",

@@ -192,7 +192,10 @@ def stack(machine: Machine | None = None, *, timeout_s: float = 60.0) -> Stack:
 
 
 def _package(name: str, steps: dict[str, dict[str, Any]], ending: str) -> Package:
-    step = steps.get(name, {"state": "not tried"})
+    unknown = (
+        {"state": "not tried"} if steps or name != "torch" else {"state": "loading"}
+    )  # it did not come even so far
+    step = steps.get(name, unknown)
     if step["state"] == "loading":
         return Package(name, "broken", error=f"{ending} while importing it")
     error = step.get("error")
