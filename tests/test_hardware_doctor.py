@@ -46,6 +46,9 @@ class TestRules:
         """A rule says why, what to paste, what it blocks, and where it is from."""
         assert len(rule.explanation) > 40
         assert rule.fix
+        assert "    " not in rule.fix.replace("\n    ", ""), (
+            "what follows a command is a comment, so that the line can be pasted"
+        )
         assert rule.blocks
         assert rule.source
         assert rule.severity in {"blocker", "warning", "note"}
@@ -250,6 +253,12 @@ class TestDoctor:
             assert "shm-small" in shown
             assert "/dev/shm holds 64 MiB" in shown
         assert not found.ok
+
+    def test_is_in_the_notebooks_vocabulary(self):
+        """nbkit.doctor and nbkit.hardware.doctor are the function, although a module bears that name too."""
+        import nbkit
+
+        assert doctor is nbkit.doctor is nbkit.hardware.doctor
 
 
 class TestCommandLine:
