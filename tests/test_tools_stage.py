@@ -12,7 +12,10 @@ import pytest
 from tools import stage
 
 HERE = Path(__file__).parent
-CHILD = "import subprocess, sys, time; p = subprocess.Popen(['sleep', '600']); print(p.pid, file=open(sys.argv[1], 'w'), flush=True); {}"
+CHILD = (
+    "import subprocess, sys, time; p = subprocess.Popen(['sleep', '600'])\n"
+    "print(p.pid, file=open(sys.argv[1], 'w'), flush=True); {}"
+)
 
 
 def command(then, note):
