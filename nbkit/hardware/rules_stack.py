@@ -261,7 +261,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "flash-attention", 13, "warning", ("flash attention",),
         "FlashAttention 2 needs Ampere or newer, and a build for exactly this torch.",
-        'attn_implementation="sdpa"      and: pip uninstall -y flash-attn',
+        'attn_implementation="sdpa"  # and: pip uninstall -y flash-attn',
         _flash, r"FlashAttention only supports Ampere|flash_attn.*undefined symbol|undefined symbol.*flash",
         "flash-attention#762, ms-swift#1603",
     ),
