@@ -89,7 +89,20 @@ def test_stop_writes_the_stop_file(folder):
     recorder = Recorder(folder / "20260101-000000-a")
     recorder.set("training", step=1, max_steps=9)
     assert 0 == invoke("stop").exit_code
+    recorder.look()
     assert recorder.stop_asked
+
+
+def test_pause_and_unpause_are_a_file(folder):
+    """A pause is asked for by a file and ended by taking it away; a run that ended cannot be paused."""
+    recorder = Recorder(folder / "20260101-000000-a")
+    recorder.set("training", step=1, max_steps=9)
+    assert "nbkit unpause 20260101-000000-a" in invoke("pause").stderr
+    assert (folder / "20260101-000000-a" / "PAUSE").exists()
+    assert 0 == invoke("unpause").exit_code
+    assert not (folder / "20260101-000000-a" / "PAUSE").exists()
+    recorder.set("done", step=9)
+    assert "is not running: done at step 9" in invoke("pause").stderr
 
 
 def test_an_error_is_a_message_a_fix_and_an_exit_code(folder):

@@ -15,6 +15,7 @@ from nbkit.widgets.series import Row
 
 WIDTH, HEIGHT = 880, 408
 _OVERLAID = 6  # colours; a seventh run takes the first again
+_DOTS = 40  # evaluations drawn
 _NOTHING = number(None)
 _LOG_FROM = 50  # a loss that falls by more is drawn on a logarithmic scale
 _LIGHT = {
@@ -131,7 +132,7 @@ def _charts(feed: Feed, most: int) -> list[str]:
     few = max(24, most // 2)
     span = _span(rows, series.evals)
     train, smooth = _column(rows, "loss", most), _column(rows, "smooth", few * 2)
-    evals = [(float(step), value) for step, value in series.evals][-few:]
+    evals = spaced([(float(step), value) for step, value in series.evals], _DOTS)
     positive = [value for _, value in (*train, *evals) if value > 0]
     log = bool(positive) and max(positive) / min(positive) > _LOG_FROM
     gpu, total = feed.machine.get("gpu", False), feed.machine.get("total")

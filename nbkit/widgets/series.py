@@ -35,10 +35,10 @@ class Load(NamedTuple):
 
 
 def thinned(rows: list[Row], most: int) -> list[Row]:
-    """At most about `most` rows: of each stretch the first, and those with the lowest and highest loss and gradient."""
+    """About `most` rows: of each stretch the first, and those with the lowest and highest loss and gradient."""
     if len(rows) <= most:
         return rows
-    size = math.ceil(len(rows) / most * 5)
+    size = math.ceil(len(rows) / most * 4)
     kept: list[Row] = []
     for start in range(0, len(rows), size):
         stretch = rows[start : start + size]
