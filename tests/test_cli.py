@@ -76,12 +76,13 @@ def test_no_runs_names_the_folder(folder):
 
 
 def test_watch_of_an_ended_run_prints_it_once(folder):
-    """A finished run is one line; --json prints its rows."""
+    """A finished run is one line; --json prints its rows and its state."""
     recorder = Recorder(folder / "20260101-000000-a")
     recorder.row(1, {"loss": 1.0})
     recorder.set("done", step=1, max_steps=1)
-    assert "20260101-000000-a · done · step 1/1 · loss 1.0000\n" == invoke("watch").output
-    assert 1.0 == json.loads(invoke("watch", "--json").output)["loss"]
+    assert "20260101-000000-a · done · step 1/1 · loss 1.00\n" == invoke("watch").output
+    told = [json.loads(line) for line in invoke("watch", "--json").output.splitlines()]
+    assert [("state", "done"), ("row", 1.0)] == [(each["kind"], each.get("loss", each.get("state"))) for each in told]
 
 
 def test_stop_writes_the_stop_file(folder):

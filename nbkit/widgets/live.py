@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nbkit import training
 from nbkit.display import in_notebook, mode
 from nbkit.training import Run, latest
+from nbkit.training.samples import NEW_TOKENS, Prompt
 from nbkit.widgets.feed import Feed
 from nbkit.widgets.frozen import Frozen
 from nbkit.widgets.idle import Idle
@@ -19,9 +21,17 @@ _PICTURE_EVERY_S = 0.5
 _UNSEEN_S = 15.0  # of an idle kernel, without a word from a page: JupyterLab takes about one second
 
 
-def start(trainer: Any, *, name: str = "", resume: str | Path | Run | None = None) -> Run:
+def start(
+    trainer: Any,
+    *,
+    name: str = "",
+    resume: str | Path | Run | None = None,
+    samples: Sequence[Prompt] = (),
+    sample_tokens: int = NEW_TOKENS,
+    detach: bool = False,
+) -> Run:
     """`training.start`, with a live view in the cell that started it; the cell returns at once."""
-    run = training.start(trainer, name=name, resume=resume)
+    run = training.start(trainer, name=name, resume=resume, samples=samples, sample_tokens=sample_tokens, detach=detach)
     _say_notes(run)
     if run.status.active:
         watch(run)
