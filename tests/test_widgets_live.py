@@ -6,7 +6,10 @@ import json
 import os
 import queue
 import re
+import shutil
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -66,13 +69,14 @@ class Kernel:
     def run(self, code):
         """Run a cell; its messages."""
         asked = self.send(code)
-        self.until(
-            lambda m: _of(m, asked) and _kind(m) == "status" and m["content"]["execution_state"] == "idle",
-            "the cell's end",
-        )
+        self.ended(asked)
         mine = [message for message in self.messages if _of(message, asked)]
         assert [] == [message["content"]["evalue"] for message in mine if _kind(message) == "error"]
         return mine
+
+    def ended(self, asked):
+        """Wait for a cell to end."""
+        self.until(lambda m: _of(m, asked) and m["content"].get("execution_state") == "idle", "the cell's end")
 
     def say(self, comm, content, **header):
         """A message from the page of a widget, as its front end sends it."""
@@ -101,6 +105,10 @@ def _shown(messages):
     return [message["content"]["data"] for message in messages if _kind(message) == "display_data"]
 
 
+def _drawn(message):
+    return _kind(message) == "update_display_data" and "<svg" in message["content"]["data"].get("text/html", "")
+
+
 def _frozen(message):
     return _kind(message) == "update_display_data" and "data:image/svg+xml" in message["content"]["data"].get(
         "text/html", ""
@@ -112,14 +120,13 @@ def kernel(tmp_path_factory):
     """One kernel for the module, on sockets of its own folder; it ends with the module."""
     from jupyter_client.manager import KernelManager
 
-    folder = tmp_path_factory.mktemp("k")
+    folder = tmp_path_factory.mktemp("kernel")
+    sockets = Path(tempfile.mkdtemp(prefix="nbkit-", dir="/tmp"))  # a socket's path holds about a hundred characters
     dropped = ("CI", "NBKIT_DISPLAY", "NBKIT_RUNS", "PYTEST_CURRENT_TEST")
     environment = {key: value for key, value in os.environ.items() if key not in dropped}
-    manager = KernelManager(
-        kernel_name="python3", transport="ipc", connection_file=str(folder / "c.json"), ip=str(folder / "s")
-    )
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    places = {"connection_file": str(sockets / "kernel.json"), "ip": str(sockets / "kernel")}
+    manager = KernelManager(kernel_name="python3", transport="ipc", **places)
+    paths = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]))
     manager.start_kernel(env={**environment, "NBKIT_RUNS": str(folder / "runs"), "PYTHONPATH": paths}, cwd=str(folder))
     client = manager.client()
     try:
@@ -132,6 +139,7 @@ def kernel(tmp_path_factory):
         client.stop_channels()
         manager.shutdown_kernel(now=True)
         manager.cleanup_resources()
+        shutil.rmtree(sockets, ignore_errors=True)
 
 
 @pytest.fixture
@@ -148,12 +156,8 @@ class TestDashboard:
         """The cell shows the view; the run as its last line does not show a second time."""
         last = [message for message in kernel.messages if _kind(message) == "execute_result"]
         assert [] == last
-        opened = [
-            m["content"]["data"]["state"]
-            for m in kernel.messages
-            if _kind(m) == "comm_open" and m["content"]["comm_id"] == widget
-        ]
-        state = opened[0]
+        opens = [message["content"] for message in kernel.messages if _kind(message) == "comm_open"]
+        state = next(content["data"]["state"] for content in opens if content["comm_id"] == widget)
         assert "export default" in state["_esm"]
         assert re.fullmatch(r"\d{8}-\d{6}-steps(-\d+)?", state["history"]["history"]["run"])
 
@@ -180,17 +184,21 @@ class TestDashboard:
         request = kernel.client.session.msg("create_subshell_request", {})
         kernel.client.control_channel.send(request)
         subshell = kernel.client.get_control_msg(timeout=LIMIT_S)["content"]["subshell_id"]
-        waiting = kernel.send("run.wait(50)")
+        waiting = kernel.send("run.wait(20)")
         kernel.until(lambda m: _of(m, waiting) and _kind(m) == "execute_input", "the waiting cell")
         kernel.say(widget, {"kind": "stop"}, subshell_id=subshell)
         kernel.until(lambda m: "stop" == _custom(m, widget).get("ack"), "the answer to the click")
+        kernel.ended(waiting)
+        assert [] == [m["content"]["evalue"] for m in kernel.messages if _of(m, waiting) and _kind(m) == "error"]
         last = kernel.until(lambda m: _frozen(m) and "stopped" in m["content"]["data"]["text/plain"], "the picture")
         assert {"text/html", "text/plain"} == set(last["content"]["data"])
         kernel.until(lambda m: _kind(m) == "comm_close" and m["content"]["comm_id"] == widget, "the widget's end")
 
     def test_a_run_that_ended_says_so_to_a_late_click(self, kernel):
         """The page gets the sentence that the command line would print."""
-        code = "from nbkit.widgets.dashboard import Dashboard; from nbkit.widgets.feed import Feed\nd = Dashboard(Feed(nbkit.latest()))"
+        code = (
+            "from nbkit.widgets.dashboard import Dashboard\nfrom nbkit.widgets.feed import Feed\nd = Dashboard(Feed(r))"
+        )
         kernel.run(f"r = begin(2); r.wait(30)\n{code}")
         comm = kernel.run("print(d.model_id, end='')")
         name = next(m["content"]["text"] for m in comm if _kind(m) == "stream")
@@ -204,10 +212,7 @@ class TestDashboard:
             kernel.run("import nbkit.widgets.live as live; live._UNSEEN_S = 0.5\nrun = begin(2000)\nnbkit.watch(run)")
         )
         assert VIEW in shown[0]
-        kernel.until(
-            lambda m: _kind(m) == "update_display_data" and "<svg" in m["content"]["data"].get("text/html", ""),
-            "a picture",
-        )
+        kernel.until(_drawn, "a picture")
         kernel.run("live._UNSEEN_S = 15.0; run.stop(); run.wait(30)")
         kernel.until(lambda m: _frozen(m) and "stopped" in m["content"]["data"]["text/plain"], "the last picture")
 
