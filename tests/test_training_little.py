@@ -8,6 +8,7 @@ import shutil
 import stat
 import threading
 import time
+from pathlib import Path
 
 import little
 import pytest
@@ -282,7 +283,7 @@ class TestNotFinite:
         weight = next(iter(trainer.model.parameters()))
         weight.register_hook(lambda grad: grad * float("inf") if trainer.state.global_step == 2 else grad)
         run = training.start(trainer)
-        with pytest.raises(RunError, match="grad_norm became (nan|inf) at step 3"):
+        with pytest.raises(RunError, match=r"grad_norm became (nan|inf) at step 3"):
             run.wait(60)
         assert "checkpoint-2" == manifest.newest(run.path / "checkpoints")[0].name
 
@@ -471,7 +472,7 @@ class TestMirrors:
         env = {
             **os.environ, "TRACKIO_DIR": str(tmp_path / "trackio"), "TRACKIO_SPACE_ID": "someone/space",
             "HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf"), "NBKIT_RUNS": str(tmp_path / "runs"),
-            "PYTHONPATH": os.pathsep.join([os.path.dirname(little.__file__), *filter(None, sys.path)]),
+            "PYTHONPATH": os.pathsep.join([str(Path(little.__file__).parent), *filter(None, sys.path)]),
         }  # fmt: skip
         for name in ("HF_TOKEN", "HF_HUB_OFFLINE"):
             env.pop(name, None)

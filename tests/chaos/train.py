@@ -27,9 +27,9 @@ def warm() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    import nbkit.training.worker  # noqa: F401 - loaded for the children
-
     import tempfile
+
+    import nbkit.training.worker  # noqa: F401 - loaded for the children
 
     with tempfile.TemporaryDirectory() as folder:  # what a first training imports and compiles, no child has to
         warmed = little.trainer(folder, max_steps=1, save_steps=1)
