@@ -10,7 +10,7 @@ import time
 import pytest
 
 from nbkit.errors import RunError
-from nbkit.training import checkpoint
+from nbkit.training import manifest
 from nbkit.training.record import Recorder, new_path
 from nbkit.training.run import Run, headline, latest, runs
 
@@ -29,6 +29,7 @@ class TestRecorder:
         recorder.set("training", step=2, max_steps=4)
         recorder.row(1, {"loss": 1.0})
         recorder.row(2, {"loss": 0.5})
+        recorder.flush()
         run = latest()
         assert [1.0, 0.5] == [row["loss"] for row in run.metrics()]
         assert ("training", 2, 4) == (run.status.state, run.status.step, run.status.max_steps)
@@ -38,6 +39,7 @@ class TestRecorder:
         """metrics.jsonl stays JSON that any program reads."""
         recorder = Recorder(new_path("x"))
         recorder.row(1, {"loss": float("nan"), "lr": 0.1})
+        recorder.flush()
         line = (recorder.path / "metrics.jsonl").read_text()
         assert "NaN" not in line
         assert (None, ["loss"]) == (json.loads(line)["loss"], json.loads(line)["nonfinite"])
@@ -63,6 +65,7 @@ class TestRun:
         """A reader never meets a line that is still being written."""
         recorder = Recorder(new_path("x"))
         recorder.row(1, {"loss": 1.0})
+        recorder.flush()
         with (recorder.path / "metrics.jsonl").open("a") as file:
             file.write('{"step": 2, "lo')
         assert 1 == len(latest().metrics())
@@ -92,6 +95,7 @@ class TestRun:
         recorder = Recorder(new_path("x"))
         recorder.set("training", step=1, max_steps=9)
         recorder.row(1, {"loss": 1.0})
+        recorder.flush()
         path = recorder.path / "status.json"
         recorded = json.loads(path.read_text())
         path.write_text(json.dumps({**recorded, "updated": time.time() - 3600}))
@@ -136,12 +140,12 @@ class TestCheckpoint:
             folder = tmp_path / f"checkpoint-{step}"
             folder.mkdir()
             (folder / "optimizer.pt").write_bytes(b"o" * 100)
-            checkpoint.write_manifest(folder, step)
+            manifest.write(folder, step)
         return tmp_path
 
     def test_newest_is_by_number(self, saved):
         """checkpoint-10 is newer than checkpoint-2."""
-        assert (saved / "checkpoint-10", []) == checkpoint.newest(saved)
+        assert (saved / "checkpoint-10", []) == manifest.newest(saved)
 
     @pytest.mark.parametrize(
         ("damage", "reason"),
@@ -156,6 +160,6 @@ class TestCheckpoint:
     def test_a_damaged_one_is_skipped_with_its_reason(self, saved, damage, reason):
         """Missing, cut, changed: the next older one is taken and the reason said."""
         damage(saved / "checkpoint-10")
-        found, skipped = checkpoint.newest(saved)
+        found, skipped = manifest.newest(saved)
         assert saved / "checkpoint-2" == found
         assert reason in skipped[0]
