@@ -217,3 +217,29 @@ def test_wandb_works_offline_without_an_account(folder, monkeypatch):
 
     wandb.finish()
     assert json.loads((run.path / "status.json").read_text())["state"] == "done"
+
+
+def test_a_four_bit_sft_trainer_is_the_same_after_the_way_to_another_process(folder, tmp_path):
+    """Written down and built again: 4-bit base by its path, adapter, prepared rows, collator; and the same first loss."""
+    import torch
+
+    from nbkit.training import carry, detach, rebuild, repairs, weights, worker
+    from nbkit.training.recipe import data_identity
+
+    trainer = tiny.trainer(folder)
+    repairs.mend(trainer)
+    spec, rows = carry.describe(trainer), carry.datasets(trainer)
+    detach._write(trainer, spec, rows, worker.Job(tmp_path, None, data_identity(trainer)))
+    launch = carry.folder_of(tmp_path)
+    built = rebuild.trainer(rebuild.read(launch), launch, lambda _words: None)
+    assert weights.digests(trainer.model) == weights.digests(built.model)
+    assert trainer.train_dataset[0] == built.train_dataset[0]
+    assert vars(trainer.data_collator) == vars(built.data_collator)
+    losses = []
+    for each in (trainer, built):
+        torch.manual_seed(0)
+        batch = next(iter(each.get_train_dataloader()))
+        each.model.train()
+        torch.manual_seed(0)
+        losses.append(float(each.compute_loss(each.model, batch).detach()))
+    assert losses[0] == losses[1]

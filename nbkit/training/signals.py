@@ -23,7 +23,8 @@ def in_script() -> bool:
     if threading.current_thread() is not threading.main_thread() or in_notebook() or hasattr(sys, "ps1"):
         return False
     ipython = sys.modules.get("IPython")
-    return ipython is None or ipython.get_ipython() is None
+    ask = getattr(ipython, "get_ipython", None)
+    return ask is None or ask() is None
 
 
 class Signals:

@@ -119,10 +119,12 @@ def end(pid: int, within_s: float = 120.0) -> int:
 
 
 def result(root: Path) -> dict[str, Any] | None:
-    """What the last child in `root` said; None when it was killed first."""
+    """What the last child in `root` said; None when it was killed first, or its disk was full."""
     file = root.parent / f"{root.name}.json"
-    if not file.is_file():
+    try:
+        found: dict[str, Any] = json.loads(file.read_text())
+    except (OSError, ValueError):
         return None
-    found: dict[str, Any] = json.loads(file.read_text())
-    file.unlink()
+    finally:
+        file.unlink(missing_ok=True)
     return found
