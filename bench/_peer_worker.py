@@ -10,21 +10,23 @@ import contextlib
 import io
 import json
 import sys
+from typing import Any
 
+Row = dict[str, Any]  # a Question of bench/_peers.py
 GIB = 2**30
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 
 
-class Unsupported(Exception):
+class UnsupportedError(Exception):
     """The peer has no way to say this row."""
 
 
-def one_device(q):
+def one_device(q: Row) -> None:
     if q["n_gpu"] > 1:
-        raise Unsupported("more than one GPU")
+        raise UnsupportedError("more than one GPU")
 
 
-def targets(q):
+def targets(q: Row) -> str:
     """attention (q, v), attention_all (q, k, v, o) or all_linear: the nearest that peers know."""
     names = set(q["targets"])
     if names <= {"q_proj", "v_proj"}:
@@ -32,8 +34,9 @@ def targets(q):
     return "attention_all" if names <= ATTENTION else "all_linear"
 
 
-def family(config):
-    fields = {
+def family(config: Row) -> Row:
+    """The numbers of a config.json that formulas read."""
+    return {
         "hidden_size": config["hidden_size"],
         "num_hidden_layers": config["num_hidden_layers"],
         "num_attention_heads": config["num_attention_heads"],
@@ -42,16 +45,15 @@ def family(config):
         "vocab_size": config["vocab_size"],
         "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
     }
-    return fields
 
 
-def vramcalc(q):
+def vramcalc(q: Row) -> float:
     """Its total is the allocator's peak; its overhead is added where the row was read from nvidia-smi."""
     from vramcalc import estimate
 
     one_device(q)
     if q["method"] == "qlora":
-        raise Unsupported("no QLoRA")
+        raise UnsupportedError("no QLoRA")
     config = {key: value for key, value in q["config"].items() if value is not None}
     try:
         said = estimate(
@@ -67,11 +69,11 @@ def vramcalc(q):
             attn_impl=q["attn"],
         )
     except ValueError as error:
-        raise Unsupported(str(error)[:80]) from error
+        raise UnsupportedError(str(error)[:80]) from error
     return (said.total + (said.overhead if q["kind"] == "device" else 0)) / GIB
 
 
-def ftuneai(q):
+def ftuneai(q: Row) -> float:
     from ftuneai.core.memory import MemoryEstimator
     from ftuneai.core.models import (
         FineTuneMethod,
@@ -85,7 +87,7 @@ def ftuneai(q):
 
     sharding = {"": "none", "ddp": "none", "zero1": "zero_1", "zero2": "zero_2", "zero3": "zero_3", "fsdp": "fsdp"}
     if q["sharding"] not in sharding:
-        raise Unsupported(q["sharding"])
+        raise UnsupportedError(q["sharding"])
     fields = family(q["config"])
     spec = ModelSpec(
         name=q["id"],
@@ -115,7 +117,7 @@ def ftuneai(q):
     return MemoryEstimator(spec, config).estimate().total_gb
 
 
-def fitscout(q):
+def fitscout(q: Row) -> float:
     from fitscout.memory.estimator import estimate_memory
     from fitscout.model.introspect import extract_arch_fields
     from fitscout.model.profile import ModelProfile
@@ -136,7 +138,7 @@ def fitscout(q):
     return said.total_gb
 
 
-def canifinetune(q):
+def canifinetune(q: Row) -> float:
     """Without its safety margin, which it reports apart."""
     from canifinetune.estimator import EstimateRequest, estimate
 
@@ -163,11 +165,11 @@ def canifinetune(q):
             )
         )
     except ValueError as error:
-        raise Unsupported(str(error).splitlines()[0][:80]) from error
+        raise UnsupportedError(str(error).splitlines()[0][:80]) from error
     return said.memory.total_estimated_gb - said.memory.safety_margin_gb
 
 
-def _meta_model(q, dtype):
+def _meta_model(q: Row, dtype: Any) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -177,7 +179,7 @@ def _meta_model(q, dtype):
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **config), dtype=dtype)
 
 
-def kitsune(q):
+def kitsune(q: Row) -> float:
     """4-bit is reckoned from float32 parameters, as its code expects."""
     import torch
     from kitsune.predict import LoRAConfig, estimate_lora_memory, predict_memory
@@ -192,14 +194,14 @@ def kitsune(q):
     return estimate_lora_memory(model, shape, q["batch"], dtype=dtype, config=settings).total_gb
 
 
-def accelerate(q):
+def accelerate(q: Row) -> float:
     import torch
     from accelerate.commands.estimate import estimate_training_usage
     from accelerate.utils import calculate_maximum_sizes
 
     one_device(q)
     if q["method"] != "full":
-        raise Unsupported("full fine-tuning only")
+        raise UnsupportedError("full fine-tuning only")
     total, _ = calculate_maximum_sizes(_meta_model(q, torch.float32))
     sizes = estimate_training_usage(total, "float32" if q["dtype"] == "fp32" else "bfloat16")
     return max(sizes.values()) / GIB
@@ -208,14 +210,14 @@ def accelerate(q):
 PEERS = {one.__name__: one for one in (vramcalc, ftuneai, fitscout, canifinetune, kitsune, accelerate)}
 
 
-def answer(name, questions):
+def answer(name: str, questions: list[Row]) -> list[Row]:
     """One answer a question: {"gib": x}, {"unsupported": why} or {"failed": what}."""
     answers = []
     for question in questions:
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 answers.append({"gib": float(PEERS[name](question))})
-        except Unsupported as error:
+        except UnsupportedError as error:
             answers.append({"unsupported": str(error)})
         except Exception as error:
             answers.append({"failed": f"{type(error).__name__}: {str(error)[:200]}"})

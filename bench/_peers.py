@@ -92,7 +92,13 @@ def _run(
     text = json.dumps({"peers": peers, "questions": asked})
     try:
         done = subprocess.run(
-            command, input=text, capture_output=True, text=True, timeout=ANSWER_S, check=False, env={**os.environ, **extra}
+            command,
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=ANSWER_S,
+            check=False,
+            env={**os.environ, **extra},
         )
     except subprocess.TimeoutExpired as error:
         raise CannotRunError(f"{', '.join(peers)} gave no answer in {ANSWER_S:.0f} s") from error
