@@ -84,6 +84,18 @@ def build(wanted: Wanted, layers: int | None, program: Program) -> Fake:
     return Fake(model, mode, adapted, wanted.quantization_config is not None)
 
 
+def layers_of(wanted: Wanted) -> list[Any]:
+    """The decoder layers of the whole model on meta, to compare their kinds."""
+    import torch
+
+    from nbkit.memory.places import longest_list
+
+    with quiet(), torch.device("meta"):
+        model = _skeleton(wanted, copy.deepcopy(wanted.config), Program())
+    path, _ = longest_list(model)
+    return list(model.get_submodule(path)) if path else []
+
+
 def truncated(config: Any, layers: int | None) -> Any:
     """A copy of the config with that many decoder layers and every per-layer list cut to match."""
     config = copy.deepcopy(config)

@@ -23,7 +23,7 @@ class Places:
         self._of_node: dict[int, str] = {}
         self._handles: list[Any] = []
         self._head = _head(model)
-        self.list_path, self.layers = _longest_list(model)
+        self.list_path, self.layers = longest_list(model)
         self._root = type(model).__name__
         self._cache: dict[str, tuple[str, int, tuple[str, ...], bool]] = {}
         for path, module in model.named_modules():
@@ -110,7 +110,8 @@ class Places:
         return self._known()[3]
 
 
-def _longest_list(model: Any) -> tuple[str, int]:
+def longest_list(model: Any) -> tuple[str, int]:
+    """Path and length of the longest ModuleList: the decoder layers."""
     import torch
 
     lists = [(len(module), path) for path, module in model.named_modules() if isinstance(module, torch.nn.ModuleList)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -61,6 +59,8 @@ class Ran:
 def run(job: Job, layers: int | None, *, edge: int = 2, trace: bool = False) -> Ran:
     """Run two steps of `job` with that many decoder layers; the second is recorded, optimizer states in place.
 
+    Where nothing of the first step's forward lives on, its gradients are put there instead of computed.
+
     Raises: ModelError, NbkitError as fake.build; NbkitError when the step itself fails on fakes.
     """
     import torch
@@ -78,7 +78,10 @@ def run(job: Job, layers: int | None, *, edge: int = 2, trace: bool = False) -> 
         with fake.quiet(), kernels.as_on(job.device) as doubts, built.mode, tracker:
             optimizer = optimizers.make(program, model, job.args)
             stepper = _Stepper(model, job, optimizer, tracker)
-            stepper.step(1)
+            if trace or program.holds_outputs == "next" or program.optimizer_in_backward:
+                stepper.step(1)
+            else:
+                stepper.warm_up()
             first, tracker.tally = tracker.tally, Tally()
             tracker.recording = True
             stepper.step(2 if job.accumulates else 1)
@@ -94,10 +97,7 @@ def run(job: Job, layers: int | None, *, edge: int = 2, trace: bool = False) -> 
         places.close()
         stepper = optimizer = None
     params, trained = _counts(model)
-    tally = tracker.tally
-    del model, built, tracker, stepper, optimizer
-    gc.collect()
-    return Ran(tally, first, resident, paged, params, trained, doubts)
+    return Ran(tracker.tally, first, resident, paged, params, trained, doubts)
 
 
 def _vocab(config: Any) -> int:
@@ -186,15 +186,28 @@ class _Stepper:
     def _step_one(self, parameter: Any) -> None:
         raise NotImplementedError(parameter)
 
-    def step(self, micro_batches: int) -> None:
-        program, tracker = self.job.program, self.tracker
-        for _ in range(micro_batches):
-            self._micro()
+    def warm_up(self) -> None:
+        """Make the optimizer's states, and the gradient buffers where the program keeps them."""
+        import torch
+
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.empty_like(parameter)
+                self.tracker.adopt(parameter.grad, "gradients")
+        self._update()
+
+    def _update(self) -> None:
+        tracker = self.tracker
         tracker.phase, tracker.places.backward = "optimizer", False
         self.optimizer.step()
         for state in optimizers.states(self.optimizer):
             tracker.adopt(state, "optimizer states")
-        self.optimizer.zero_grad(set_to_none=program.set_to_none)
+        self.optimizer.zero_grad(set_to_none=self.job.program.set_to_none)
+
+    def step(self, micro_batches: int) -> None:
+        for _ in range(micro_batches):
+            self._micro()
+        self._update()
 
     def _micro(self) -> None:
         tracker, held = self.tracker, self.job.program.holds_outputs
