@@ -137,7 +137,11 @@ def _prepare(model: Any, job: Job, *, adapted: bool) -> None:
             config = getattr(module, "config", None)
             if config is not None and hasattr(config, "_attn_implementation"):
                 config._attn_implementation = "nbkit_flash"  # noqa: SLF001
-    if job.checkpointing is not None:
+    if program.extra_4bit_copy:
+        kernels.keep_inputs_of_4bit(model)
+    if program.model_code == "litgpt":
+        model.gradient_checkpointing = job.checkpointing is not None
+    elif job.checkpointing is not None:
         options = dict(job.checkpointing)
         extra = {name: options.pop(name) for name in ("every_n_layers", "offload") if name in options}
         options.setdefault("use_reentrant", False)
@@ -149,7 +153,7 @@ def _prepare(model: Any, job: Job, *, adapted: bool) -> None:
         if adapted and program.input_grads:
             model.enable_input_require_grads()
     base = model.get_base_model() if adapted else model
-    if program.loss == "trl fused" and job.wanted.task == "causal":
+    if _fused(job):
         from trl.trainer.utils import add_fused_lm_head
 
         add_fused_lm_head(base, outputs=("log_probs", "entropy", "is_top1"))
@@ -168,12 +172,18 @@ def _prepare(model: Any, job: Job, *, adapted: bool) -> None:
             model.forward = convert_outputs_to_fp32(mixed)
 
 
+def _fused(job: Job) -> bool:
+    program = job.program
+    return program.loss == "trl fused" and job.wanted.task == "causal" and program.model_code == "transformers"
+
+
 class _Stepper:
     """The loop of the program."""
 
     def __init__(self, model: Any, job: Job, optimizer: Any, tracker: Tracker) -> None:
         self.model, self.job, self.optimizer, self.tracker = model, job, optimizer, tracker
         self.held: Any = None
+        self.held_loss: Any = None
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(self._has_grad)
@@ -216,6 +226,8 @@ class _Stepper:
         outputs, loss = self._forward(inputs)
         if held != "no":
             self.held = outputs
+        if held == "next":
+            self.held_loss = loss  # the name is bound till the next loss: with it the nodes of the graph live on
         del outputs, inputs
         tracker.phase, tracker.places.backward = "backward", True
         loss.backward()
@@ -240,7 +252,13 @@ class _Stepper:
 
     def _forward(self, inputs: dict[str, Any]) -> tuple[Any, Any]:
         program = self.job.program
-        if program.loss == "trl fused" and self.job.wanted.task == "causal":
+        if program.model_code == "litgpt":
+            from nbkit.memory import litgpt
+
+            logits = litgpt.logits(self.model, inputs["input_ids"])
+            self.held = logits
+            return logits, litgpt.loss(logits, inputs["input_ids"])
+        if _fused(self.job):
             outputs = self.model(**inputs, use_cache=False, fused_lm_head=True)
             per_token = -outputs.log_probs
             return outputs, per_token.sum() / inputs["labels"].numel()
