@@ -19,7 +19,7 @@ Where the numbers come from. H hidden, Q all query heads, I intermediate, V voca
 
 How good it is: within 5 % of nine runs measured on an RTX A6000, and of steps on fake tensors (in the tests); within 10 %
 of ten of the twelve such runs that `python -m bench memory` asks it about (the others: adapters on fp32 weights under
-autocast, which it does not know, -31 and -33 %). Of other loops it knows little: median error 15 % on 38 runs of LitGPT,
+autocast, which it does not know, -31 and -33 %). Of other loops it knows little: median error 12 % on 25 runs of LitGPT,
 21 to 41 % on 12 of torchtune, 7 % on 33 of Qwen's own script, 25 % on 54 of ms-swift, whose reserved memory is fragmented.
 
 Not covered: mixture of experts, eager attention, LoRA dropout (about +27H a layer without checkpointing), foreach AdamW
