@@ -1,9 +1,15 @@
-"""What a training step costs: the formula, the shapes of well-known models, and what fits where."""
+"""What a training step costs: the step itself run on fake tensors, the formula, and what fits where."""
 
 from __future__ import annotations
 
 from nbkit.memory.fits import Fit, Fits, fits
 from nbkit.memory.formula import Estimate, Part, Step, estimate
+from nbkit.memory.predict import Peak, Prediction, predict
+from nbkit.memory.program import Program
 from nbkit.memory.shapes import SHAPES, Shape, shape
+from nbkit.memory.trace import Trace
 
-__all__ = ["SHAPES", "Estimate", "Fit", "Fits", "Part", "Shape", "Step", "estimate", "fits", "shape"]
+__all__ = [
+    "SHAPES", "Estimate", "Fit", "Fits", "Part", "Peak", "Prediction", "Program", "Shape", "Step", "Trace", "estimate",
+    "fits", "predict", "shape",
+]  # fmt: skip
