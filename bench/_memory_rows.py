@@ -94,6 +94,8 @@ def call(row: Row) -> Call | None:
         return _vramcalc(row)
     if row.framework == "litgpt":
         return _litgpt(row)
+    if row.framework == "peft/transformers":
+        return _metamath(row)
     return None
 
 
@@ -175,6 +177,19 @@ def _litgpt(row: Row) -> Call | None:
             "quantization_config": _four_bit(row) if quantised else None, "accumulates": row.fields["batch"] != "128",
         },
     )  # fmt: skip
+
+
+def _metamath(row: Row) -> Call | None:
+    """PEFT's method_comparison/MetaMathQA/run.py: bf16 base, float32 adapters, outputs and loss bound until the next."""
+    from nbkit.memory import Program
+
+    shape, model = _shape(row), config(row.fields["model"])
+    if shape is None or model is None or row.fields["method"] not in {"full", "lora"}:
+        return None
+    program = Program.plain_loop(empties_cache=True)
+    lora = _lora(row, _targets(row)) if row.fields["method"] == "lora" else None
+    options = {**shape, "program": program, "peft_config": lora, "dtype": "bfloat16"}
+    return Call(model, options, compare="reserved_gib")
 
 
 def unit(row: Row) -> str:

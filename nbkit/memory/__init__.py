@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from nbkit.memory.fits import Fit, Fits, fits
 from nbkit.memory.formula import Estimate, Part, Step, estimate
+from nbkit.memory.measured import Measured, measured_step
 from nbkit.memory.predict import Peak, Prediction, predict
 from nbkit.memory.program import Program
 from nbkit.memory.shapes import SHAPES, Shape, shape
 from nbkit.memory.trace import Trace
 
 __all__ = [
-    "SHAPES", "Estimate", "Fit", "Fits", "Part", "Peak", "Prediction", "Program", "Shape", "Step", "Trace", "estimate",
-    "fits", "predict", "shape",
+    "SHAPES", "Estimate", "Fit", "Fits", "Measured", "Part", "Peak", "Prediction", "Program", "Shape", "Step", "Trace", "estimate",
+    "fits", "measured_step", "predict", "shape",
 ]  # fmt: skip

@@ -298,14 +298,14 @@ def _eight_bit(module: Any, weight: Any, mode: Any) -> Any:
     return parameter
 
 
-def constants(model: Any) -> Iterator[Any]:
-    """Tensors that belong to quantised weights but are no parameters."""
-    for module in model.modules():
+def constants(model: Any) -> Iterator[tuple[str, Any]]:
+    """Tensors that belong to quantised weights but are no parameters, with their module's path."""
+    for path, module in model.named_modules():
         state = getattr(getattr(module, "weight", None), "quant_state", None)
         if state is not None:
-            yield from (one for one in (state.absmax, state.code, state.offset) if one is not None)
-            if state.state2 is not None:
-                yield from (state.state2.absmax, state.state2.code)
+            found = [state.absmax, state.code, state.offset]
+            found += [state.state2.absmax, state.state2.code] if state.state2 is not None else []
+            yield from ((path, one) for one in found if one is not None)
         scale = getattr(getattr(module, "state", None), "SCB", None)
         if scale is not None:
-            yield scale
+            yield path, scale

@@ -94,7 +94,7 @@ def stand_ins(tracker: Any, *, device: str, scored: float = 1.0) -> dict[str, Ca
 
 
 def _outliers(hidden: Any) -> int:
-    return max(1, round(hidden.shape[-1] * OUTLIER_SHARE))
+    return max(1, round(int(hidden.shape[-1]) * OUTLIER_SHARE))
 
 
 @contextlib.contextmanager

@@ -96,10 +96,12 @@ def _rotary(config: Any) -> float:
     return float(parameters.get("partial_rotary_factor") or getattr(config, "rotary_pct", None) or 0.25)
 
 
-class Adapted(nn.Module):
+class Adapted(nn.Module):  # type: ignore[misc] # torch is not typed here
     """A linear map with LoRA beside it, in the model's own format; `parts` of a fused projection may be left out."""
 
-    def __init__(self, into: int, out: int, *, bias: bool, rank: int, dropout: float, parts: Sequence[int] = ()) -> None:
+    def __init__(
+        self, into: int, out: int, *, bias: bool, rank: int, dropout: float, parts: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         self.linear = nn.Linear(into, out, bias=bias)
         self.rank, self.out = rank, out
@@ -130,7 +132,7 @@ class Adapted(nn.Module):
         return plain + high * 2.0
 
 
-class RmsNorm(nn.Module):
+class RmsNorm(nn.Module):  # type: ignore[misc] # torch is not typed here
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width))
@@ -142,7 +144,7 @@ class RmsNorm(nn.Module):
         return (x * self.weight.float()).to(kind)
 
 
-class Attention(nn.Module):
+class Attention(nn.Module):  # type: ignore[misc] # torch is not typed here
     def __init__(self, s: Sizes, lora: dict[str, Any]) -> None:
         super().__init__()
         own = {"q": s.heads * s.head_size, "k": s.groups * s.head_size, "v": s.groups * s.head_size}
@@ -151,9 +153,7 @@ class Attention(nn.Module):
         self.attn = Adapted(
             s.width, sum(own.values()), bias=s.qkv_bias, rank=rank if parts else 0, dropout=dropout, parts=parts
         )
-        self.proj = Adapted(
-            own["q"], s.width, bias=s.bias, rank=rank if "o" in lora["parts"] else 0, dropout=dropout
-        )
+        self.proj = Adapted(own["q"], s.width, bias=s.bias, rank=rank if "o" in lora["parts"] else 0, dropout=dropout)
         self.s = s
 
     def forward(self, x: Any, cos: Any, sin: Any) -> Any:
@@ -182,7 +182,7 @@ def _rope(x: Any, cos: Any, sin: Any) -> Any:
     return (x * cos + rotated * sin).to(x.dtype)
 
 
-class Mlp(nn.Module):
+class Mlp(nn.Module):  # type: ignore[misc] # torch is not typed here
     def __init__(self, s: Sizes, lora: dict[str, Any]) -> None:
         super().__init__()
         options = {"bias": s.bias, "rank": lora["rank"] if "mlp" in lora["parts"] else 0, "dropout": lora["dropout"]}
@@ -196,7 +196,7 @@ class Mlp(nn.Module):
         return self.proj(functional.silu(self.fc(x)) * self.gate(x))
 
 
-class Block(nn.Module):
+class Block(nn.Module):  # type: ignore[misc] # torch is not typed here
     def __init__(self, s: Sizes, lora: dict[str, Any]) -> None:
         super().__init__()
         norm = nn.LayerNorm if s.layer_norm else RmsNorm
@@ -220,7 +220,7 @@ class Block(nn.Module):
         return self.after_mlp(self.mlp(normed)) + x
 
 
-class Gpt(nn.Module):
+class Gpt(nn.Module):  # type: ignore[misc] # torch is not typed here
     """The whole model; `lora` is None for full training.
 
     Args:
@@ -231,7 +231,7 @@ class Gpt(nn.Module):
         super().__init__()
         s = self.s = sizes(config)
         self.config = config
-        chosen = {"rank": 0, "dropout": 0.0, "parts": frozenset()}
+        chosen: dict[str, Any] = {"rank": 0, "dropout": 0.0, "parts": frozenset()}
         if lora is not None:
             parts = frozenset(_PARTS[name] for name in lora.target_modules if name in _PARTS)
             chosen = {"rank": lora.r, "dropout": lora.lora_dropout, "parts": parts}
@@ -260,7 +260,11 @@ class Gpt(nn.Module):
         if s.scale_embeddings:
             x = x * s.width**0.5
         for block in self.h:
-            x = checkpoint(block, x, cos, cos, use_reentrant=False) if self.gradient_checkpointing else block(x, cos, cos)
+            x = (
+                checkpoint(block, x, cos, cos, use_reentrant=False)
+                if self.gradient_checkpointing
+                else block(x, cos, cos)
+            )
         x = self.ln_f(x)
         pieces = [self.lm_head(one) for one in x.split(HEAD_CHUNK, dim=1)] if self.chunks_head else [self.lm_head(x)]
         if s.softcap:
@@ -283,6 +287,8 @@ def loss(pieces: list[Any], ids: Any) -> Any:
     else:
         wanted = targets.split(pieces[0].size(1), dim=1)
         pieces[-1] = pieces[-1][..., :-1, :]
-        pairs = zip((one.reshape(-1, one.size(-1)) for one in pieces), (one.reshape(-1) for one in wanted), strict=False)
+        pairs = zip(
+            (one.reshape(-1, one.size(-1)) for one in pieces), (one.reshape(-1) for one in wanted), strict=False
+        )
     each = [functional.cross_entropy(one, target, reduction="none") for one, target in pairs]
     return torch.cat(each).sum() / targets.numel()

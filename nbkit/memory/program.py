@@ -14,7 +14,15 @@ from nbkit.errors import NbkitError
 
 Loss = Literal["trl fused", "plain", "chunked"]
 Optimizer = Literal[
-    "adamw", "adamw foreach", "adamw fused", "adamw 8-bit", "adamw 32-bit", "adamw paged", "adamw paged 8-bit", "sgd", "other"
+    "adamw",
+    "adamw foreach",
+    "adamw fused",
+    "adamw 8-bit",
+    "adamw 32-bit",
+    "adamw paged",
+    "adamw paged 8-bit",
+    "sgd",
+    "other",
 ]
 Attention = Literal["sdpa", "eager", "flash"]
 Held = Literal["no", "backward", "next"]

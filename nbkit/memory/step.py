@@ -43,13 +43,14 @@ class Ran:
     Attributes:
         tally: Peaks and, when traced, events of the steady step.
         first: Events of the first step, when traced.
+        resident: (bytes, layer) of each tensor that is there before the first step; layer -1 outside of them.
         paged: Optimizer states in managed memory; they are counted in the tally and must be taken out.
         params, trained: Counts.
     """
 
     tally: Tally
     first: Tally
-    resident: tuple[int, ...]
+    resident: tuple[tuple[int, int], ...]
     paged: int
     params: int
     trained: int
@@ -63,7 +64,6 @@ def run(job: Job, layers: int | None, *, edge: int = 2, trace: bool = False) -> 
 
     Raises: ModelError, NbkitError as fake.build; NbkitError when the step itself fails on fakes.
     """
-    import torch
 
     built = fake.build(job.wanted, layers, job.program)
     model, program = built.model, job.program
@@ -72,14 +72,15 @@ def run(job: Job, layers: int | None, *, edge: int = 2, trace: bool = False) -> 
     places = Places(model, edge)
     tracker = Tracker(places, block=BLOCK if job.device == "cuda" else 64, vocab=_vocab(job.wanted.config))
     tracker.stand_ins = kernels.stand_ins(tracker, device=job.device, scored=job.scored)
-    tracker.tracing = trace
     resident = _adopt(model, tracker)
+    tracker.tracing = trace
     try:
+        with fake.quiet():
+            optimizer = optimizers.make(program, model, job.args, mode=built.mode)
         with fake.quiet(), kernels.as_on(job.device) as doubts, built.mode, tracker:
-            optimizer = optimizers.make(program, model, job.args)
             stepper = _Stepper(model, job, optimizer, tracker)
             if trace or program.holds_outputs == "next" or program.optimizer_in_backward:
-                stepper.step(1)
+                stepper.step(2 if job.accumulates and trace else 1)
             else:
                 stepper.warm_up()
             first, tracker.tally = tracker.tally, Tally()
@@ -95,7 +96,6 @@ def run(job: Job, layers: int | None, *, edge: int = 2, trace: bool = False) -> 
         ) from error
     finally:
         places.close()
-        stepper = optimizer = None
     params, trained = _counts(model)
     return Ran(tracker.tally, first, resident, paged, params, trained, doubts)
 
@@ -113,17 +113,21 @@ def _counts(model: Any) -> tuple[int, int]:
     return params, trained
 
 
-def _adopt(model: Any, tracker: Tracker) -> tuple[int, ...]:
+def _adopt(model: Any, tracker: Tracker) -> tuple[tuple[int, int], ...]:
     sizes = []
-    adapters = hasattr(model, "peft_config")
-    tensors = [("adapters" if adapters and one.requires_grad else "weights", one) for one in model.parameters()]
-    tensors += [("weights", one) for one in (*model.buffers(), *fake.constants(model))]
-    for kind, tensor in tensors:
-        before = tracker.live
-        tracker.adopt(tensor, kind)
+    trains = {True: "adapters" if _has_adapters(model) else "weights", False: "weights"}
+    tensors = [(path, trains[one.requires_grad], one) for path, one in model.named_parameters()]
+    tensors += [(path, "weights", one) for path, one in (*model.named_buffers(), *fake.constants(model))]
+    for path, kind, tensor in tensors:
+        before, layer = tracker.live, tracker.places.layer_of(path)
+        tracker.adopt(tensor, kind, layer)
         if tracker.live > before:
-            sizes.append(tensor.untyped_storage().nbytes())
+            sizes.append((tensor.untyped_storage().nbytes(), layer))
     return tuple(sizes)
+
+
+def _has_adapters(model: Any) -> bool:
+    return any(not one.requires_grad for one in model.parameters())
 
 
 def _prepare(model: Any, job: Job, *, adapted: bool) -> None:
