@@ -14,6 +14,7 @@ Not covered: data loading that is slower than the device, the compilation of ker
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +37,7 @@ class Rates:
         flops_per_s: Arithmetic of large matrix products within a training step.
         layer_s: Seconds a layer costs in a micro-batch however small: LoRA with checkpointing.
         bytes_per_s: Memory traffic.
+        unpack_per_s: Traffic while 4-bit weights are unpacked; None: as fast as any other.
         spread: The time lies between /(1 + spread) and *(1 + spread) of the prediction.
         basis: Where the numbers come from, in words.
     """
@@ -45,6 +47,7 @@ class Rates:
     bytes_per_s: float
     spread: float
     basis: str
+    unpack_per_s: float | None = None
 
 
 # Sustained share of the peak in a training step, and the fixed cost of a layer (LoRA, checkpointing, one micro-batch).
@@ -83,7 +86,12 @@ class Work:
     def seconds(self, rates: Rates) -> tuple[float, float]:
         """(arithmetic and launches, unpacking of 4-bit weights)."""
         fixed, busy = self.launches * rates.layer_s, self.flops / rates.flops_per_s
-        return float((fixed**3 + busy**3) ** (1 / 3)), self.unpacked_bytes / rates.bytes_per_s
+        return float((fixed**3 + busy**3) ** (1 / 3)), self.unpacked_bytes / (rates.unpack_per_s or rates.bytes_per_s)
+
+
+def launches(step: Step) -> float:
+    """What a layer's fixed cost is multiplied by: 1 for LoRA with checkpointing."""
+    return _LAUNCHES[step.method] * (3 if step.checkpointing else 2) / 3
 
 
 def work(shape: Shape, step: Step, tokens: int, pairs: int) -> Work:
@@ -105,8 +113,7 @@ def work(shape: Shape, step: Step, tokens: int, pairs: int) -> Work:
     # Unpacking reads 4 bits and writes 16 (or 32) a weight, in every pass through the layer.
     width = 4 if step.dtype == "float32" else 2
     unpacked = shape.linear_params * (NF4_BYTES + width) * (2 + again) if step.method == "qlora" else 0.0
-    launches = shape.layers * _LAUNCHES[step.method] * (2 + again) / 3
-    return Work(float(per_token * tokens + attention), unpacked, launches)
+    return Work(float(per_token * tokens + attention), unpacked, shape.layers * launches(step))
 
 
 @dataclass(frozen=True)
@@ -273,7 +280,7 @@ def _between(shape: Shape, step: Step, link: Link, micro_batches: float, steps: 
     """Seconds on the wire: sharded weights gathered twice a micro-batch, and gradients reduced once a step."""
     share = (link.gpus - 1) / link.gpus
     count, width = _trained(shape, step)
-    held = (shape.params - shape.linear_params) * 2
+    held = (shape.params - shape.linear_params) * 2.0
     held += shape.linear_params * (NF4_BYTES if step.method == "qlora" else 2)
     gathered = 2 * micro_batches * share * held if link.sharded else 0.0
     return gathered / link.bytes_per_s, steps * 2 * share * count * width / link.bytes_per_s
@@ -309,7 +316,7 @@ def remaining(rows: Sequence[Mapping[str, Any]], max_steps: int, predicted: Dura
     left = max(max_steps - done, 0)
     each = [
         (after["time"] - before["time"]) / (after["step"] - before["step"])
-        for before, after in zip(trained, trained[1:], strict=False)
+        for before, after in itertools.pairwise(trained)
         if after["step"] > before["step"]
     ]
     if len(each) > 2:
@@ -349,6 +356,7 @@ def with_run(rates: Rates, predicted: Duration, rows: Sequence[Mapping[str, Any]
         flops_per_s=rates.flops_per_s * ratio,
         layer_s=rates.layer_s / ratio,
         bytes_per_s=rates.bytes_per_s * ratio,
+        unpack_per_s=rates.unpack_per_s and rates.unpack_per_s * ratio,
         spread=0.1,
         basis=f"{seen.basis.removeprefix('from ')} on this machine",
     )
