@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from nbkit.hardware.machine import Machine, probe
+from nbkit.hardware.offers import Offer, Offers, offers
 from nbkit.hardware.parts import Choice, Cpu, Disk, Gpu, Memory, Process
-from nbkit.hardware.specs import CARDS, Card, card
+from nbkit.hardware.specs import Card, GpuSpec, card, gpu, spec_of
 from nbkit.hardware.stack import Stack, stack
 
 __all__ = [
-    "CARDS", "Card", "Choice", "Cpu", "Disk", "Gpu", "Machine", "Memory", "Process", "Stack", "card", "probe", "stack",
+    "CARDS", "Card", "Choice", "Cpu", "Disk", "Gpu", "GpuSpec", "Machine", "Memory", "Offer", "Offers", "Process", "Stack",
+    "card", "gpu", "offers", "probe", "spec_of", "stack",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name == "CARDS":  # read from a file, so not at import
+        from nbkit.hardware import specs
+
+        return specs.CARDS
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
