@@ -1,0 +1,51 @@
+"""A stage of the checks cannot outlive its limit, nor leave processes behind."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tools import stage
+
+HERE = Path(__file__).parent
+CHILD = (
+    "import subprocess, sys, time; p = subprocess.Popen(['sleep', '600'])\n"
+    "print(p.pid, file=open(sys.argv[1], 'w'), flush=True); {}"
+)
+
+
+def command(then, note):
+    """A stage that starts a child of its own, notes its pid, and goes on with `then`."""
+    return [sys.executable, "-X", "faulthandler", "-c", CHILD.format(then), str(note)]
+
+
+def gone(note):
+    """True when the noted process ends within a few seconds."""
+    pid = int(note.read_text())
+    for _ in range(100):
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.parametrize(("then", "code"), [("sys.exit(0)", 0), ("sys.exit(3)", 3)])
+def test_the_exit_code_is_the_stages_own(tmp_path, then, code):
+    """And a child that it forgot is ended."""
+    note = tmp_path / "pid"
+    assert code == stage.run(command(then, note), cwd=HERE, limit_s=60)
+    assert gone(note)
+
+
+def test_a_stage_that_hangs_is_ended_and_says_where_it_stood(tmp_path, capfd):
+    """None for the code, the stack of its threads in the output, its children gone."""
+    note = tmp_path / "pid"
+    began = time.monotonic()
+    assert stage.run(command("time.sleep(600)", note), cwd=HERE, limit_s=3) is None
+    assert time.monotonic() - began < 60
+    assert gone(note)
+    assert "Fatal Python error: Aborted" in capfd.readouterr().err
