@@ -18,6 +18,8 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "evaluation": ("nbkit.evaluation", None),
     "probe": ("nbkit.hardware", "probe"),
     "fits": ("nbkit.memory", "fits"),
+    "plan": ("nbkit.memory", "plan"),
+    "planner": ("nbkit.widgets", "planner"),
     "settings": ("nbkit.training", "settings"),
     "start": ("nbkit.widgets", "start"),
     "watch": ("nbkit.widgets", "watch"),

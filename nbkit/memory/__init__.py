@@ -1,9 +1,17 @@
-"""What a training step costs: the formula, the shapes of well-known models, and what fits where."""
+"""What a training step costs, what fits where, and how long it takes: by fake steps, by formula, by measurement."""
 
 from __future__ import annotations
 
+from nbkit.memory.batches import Feed, compose
+from nbkit.memory.benchmark import benchmark
 from nbkit.memory.fits import Fit, Fits, fits
 from nbkit.memory.formula import Estimate, Part, Step, estimate
+from nbkit.memory.lengths import Prophecy, prophecy
+from nbkit.memory.plan import Option, Plan, Wish, plan
 from nbkit.memory.shapes import SHAPES, Shape, shape
+from nbkit.memory.time import Duration, Rates, duration, remaining
 
-__all__ = ["SHAPES", "Estimate", "Fit", "Fits", "Part", "Shape", "Step", "estimate", "fits", "shape"]
+__all__ = [
+    "SHAPES", "Duration", "Estimate", "Feed", "Fit", "Fits", "Option", "Part", "Plan", "Prophecy", "Rates", "Shape", "Step",
+    "Wish", "benchmark", "compose", "duration", "estimate", "fits", "plan", "prophecy", "remaining", "shape",
+]  # fmt: skip

@@ -62,9 +62,14 @@ _LAUNCHES: dict[Method, float] = {"full": 0.6, "lora": 1.0, "qlora": 1.4}
 _DOUBT: dict[Method, float] = {"full": 1.3, "lora": 1.0, "qlora": 1.5}  # the form was fitted to LoRA runs
 
 
-def spec_rates(name: str, tflops: float, bandwidth_gb_s: float) -> Rates:
-    """Rates from a card's dense 16-bit tensor peak (TFLOPS, fp32 accumulation) and its bandwidth: a guess with a range."""
-    share = _GEFORCE if name.upper().startswith(("RTX 30", "RTX 40", "RTX 50", "GTX")) else _DATACENTRE
+def spec_rates(name: str, tflops: float, bandwidth_gb_s: float, *, geforce: bool = False) -> Rates:
+    """Rates from a card's data sheet: a guess with a range.
+
+    Args:
+        tflops: Dense 16-bit tensor peak with fp32 accumulation.
+        geforce: A desktop or laptop card, which runs above the clock on its label.
+    """
+    share = _GEFORCE if geforce else _DATACENTRE
     return Rates(
         flops_per_s=share * tflops * 1e12,
         layer_s=LAYER_S,
