@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ from nbkit.hardware import specs
 from nbkit.memory.fits import NAMES, on_card
 from nbkit.memory.formula import Method
 from nbkit.memory.plan import Option, Plan
-from nbkit.memory.sweep import surface
+from nbkit.memory.sweep import Surface, surface
 
 Knob = Literal["checkpointing", "batch", "seq", "optimizer", "method", "gpus", "card"]
 _CHEAPER: dict[Method, tuple[Method, ...]] = {"full": ("lora", "qlora"), "lora": ("qlora",), "qlora": ()}
@@ -38,49 +39,81 @@ def changes(plan: Plan, option: Option) -> tuple[Change, ...]:
     """Every single change after which `option` fits for sure, the least intrusive first; empty when it fits already."""
     if option.verdict == "yes":
         return ()
-    ground, wish, room = plan.surface, plan.wish, plan.place.room_gib
-    gpus = plan.place.count if option.how == "sharded" else 1
-    found: list[Change] = []
-
-    def high(method: Method = option.method, on: bool = option.checkpointing, batch: int = option.batch,
-             seq: int = wish.seq, among: int = gpus) -> float:  # fmt: skip
-        return ground.at(method, on, batch, seq, rank=wish.rank, gpus=among).high_gib
-
-    def offer(knob: Knob, value: Any, gib: float, text: str) -> bool:
-        if gib <= room:
-            found.append(Change(knob, value, gib, text))
-        return gib <= room
-
-    if not option.checkpointing:
-        offer("checkpointing", True, high(on=True), "gradient checkpointing")
-    for batch in range(option.batch - 1, 0, -1):
-        if option.batch % batch == 0 and offer(
-            "batch", batch, high(batch=batch), f"batch {batch}, accumulation for the rest"
-        ):
-            break
-    if option.longest_seq and option.longest_seq // option.batch >= _USEFUL_SEQ * wish.seq:
-        seq = ground.longest_seq(room, option.method, option.checkpointing, option.batch, rank=wish.rank, gpus=gpus)
-        seq = seq // 64 * 64 or seq
-        if seq >= _USEFUL_SEQ * wish.seq:
-            offer("seq", seq, high(seq=seq), f"rows of at most {seq:,} tokens")
-    if wish.optimizer == "adamw":
-        small = surface(plan.subject.shape, replace(ground.step, optimizer="adamw_8bit"))
-        gib = small.at(option.method, option.checkpointing, option.batch, wish.seq, rank=wish.rank, gpus=gpus).high_gib
-        offer("optimizer", "adamw_8bit", gib, "8-bit AdamW")
-    for method in _CHEAPER[option.method]:
-        if offer("method", method, high(method=method), f"{NAMES[method]} instead"):
-            break
-    if plan.place.device == "cuda":
-        for among in range(plan.place.count + 1, _MOST_GPUS + 1):
-            if offer("gpus", among, high(among=among), f"{among} x {plan.place.name}, weights sharded"):
-                break
-    _larger_card(plan, option, found)
-    return tuple(found)
+    tried = (_checkpointing, _batch, _seq, _optimizer, _method, _gpus, _card)
+    return tuple(change for change in (one(plan, option) for one in tried) if change is not None)
 
 
-def _larger_card(plan: Plan, option: Option, found: list[Change]) -> None:
+def _high(plan: Plan, option: Option, ground: Surface | None = None, **changed: Any) -> float:
+    """GiB on each device, at most, with one thing changed."""
+    asked: dict[str, Any] = {
+        "method": option.method, "checkpointing": option.checkpointing, "batch": option.batch, "seq": plan.wish.seq,
+        "rank": plan.wish.rank, "gpus": _gpus_of(plan, option), **changed,
+    }  # fmt: skip
+    return (ground or plan.surface).at(**asked).high_gib
+
+
+def _gpus_of(plan: Plan, option: Option) -> int:
+    return plan.place.count if option.how == "sharded" else 1
+
+
+def _if_fits(plan: Plan, knob: Knob, value: Any, gib: float, text: str) -> Change | None:
+    return Change(knob, value, gib, text) if gib <= plan.place.room_gib else None
+
+
+def _first(found: Iterable[Change | None]) -> Change | None:
+    return next((change for change in found if change is not None), None)
+
+
+def _checkpointing(plan: Plan, option: Option) -> Change | None:
+    if option.checkpointing:
+        return None
+    return _if_fits(plan, "checkpointing", True, _high(plan, option, checkpointing=True), "gradient checkpointing")
+
+
+def _batch(plan: Plan, option: Option) -> Change | None:
+    sizes = [size for size in range(option.batch - 1, 0, -1) if option.batch % size == 0]
+    return _first(
+        _if_fits(plan, "batch", size, _high(plan, option, batch=size), f"batch {size}, accumulation for the rest")
+        for size in sizes
+    )
+
+
+def _seq(plan: Plan, option: Option) -> Change | None:
+    """Shorter rows, unless so short that it were another task."""
+    most = plan.surface.longest_seq(
+        plan.place.room_gib, option.method, option.checkpointing, option.batch, rank=plan.wish.rank, gpus=_gpus_of(plan, option)
+    )  # fmt: skip
+    seq = most // 64 * 64 or most
+    if seq < _USEFUL_SEQ * plan.wish.seq:
+        return None
+    return _if_fits(plan, "seq", seq, _high(plan, option, seq=seq), f"rows of at most {seq:,} tokens")
+
+
+def _optimizer(plan: Plan, option: Option) -> Change | None:
+    if plan.wish.optimizer != "adamw":
+        return None
+    small = surface(plan.subject.shape, replace(plan.surface.step, optimizer="adamw_8bit"))
+    return _if_fits(plan, "optimizer", "adamw_8bit", _high(plan, option, small), "8-bit AdamW")
+
+
+def _method(plan: Plan, option: Option) -> Change | None:
+    return _first(
+        _if_fits(plan, "method", method, _high(plan, option, method=method), f"{NAMES[method]} instead")
+        for method in _CHEAPER[option.method]
+    )
+
+
+def _gpus(plan: Plan, option: Option) -> Change | None:
+    if plan.place.device != "cuda":
+        return None
+    return _first(
+        _if_fits(plan, "gpus", count, _high(plan, option, gpus=count), f"{count} x {plan.place.name}, weights sharded")
+        for count in range(plan.place.count + 1, _MOST_GPUS + 1)
+    )
+
+
+def _card(plan: Plan, option: Option) -> Change | None:
     """The smallest card in the catalogue on which one is enough; today's torch must have kernels for it."""
-    wish = plan.wish
     for spec in sorted(specs.catalogue(), key=lambda one: (one.usable_gib, one.name)):
         if (
             spec.is_tpu
@@ -92,7 +125,7 @@ def _larger_card(plan: Plan, option: Option, found: list[Change]) -> None:
         step = replace(plan.surface.step, dtype=on_card(spec).dtype, device="cuda")
         same = plan.place.device == "cuda" and step.dtype == plan.surface.step.dtype
         ground = plan.surface if same else surface(plan.subject.shape, step)
-        gib = ground.at(option.method, option.checkpointing, option.batch, wish.seq, rank=wish.rank).high_gib
+        gib = _high(plan, option, ground, gpus=1)
         if gib <= spec.usable_gib:
-            found.append(Change("card", spec.name, gib, f"a larger card: {spec.name} ({spec.usable_gib:.0f} GiB)"))
-            return
+            return Change("card", spec.name, gib, f"a larger card: {spec.name} ({spec.usable_gib:.0f} GiB)")
+    return None

@@ -67,11 +67,11 @@ class Market:
         ]
         wide = max((deal.option.time.high_s / deal.option.time.seconds for deal in self.deals), default=1)
         names = " or ".join(NAMES[method] for method in self.methods)
+        held = f"{len(self.deals)} of {self.considered} offers hold {self.plan.subject.shape.name} with {names}"
         notes = [
-            f"{len(self.deals)} of {self.considered} offers hold {self.plan.subject.shape.name} with {names} at "
-            f"{self.plan.wish.seq:,} tokens. *: no other offer is both cheaper and faster.",
-            f"For {self.plan.tokens:,} tokens; times from data sheets, up to {wide:.1f} times off. Prices move: see `price of`. "
-            "Ten minutes of setting up are in the cost; disks and tax are not.",
+            f"{held} at {self.plan.wish.seq:,} tokens. *: no other offer is both cheaper and faster.",
+            f"For {self.plan.tokens:,} tokens; times from data sheets, up to {wide:.1f} times off.",
+            "Prices move: see `price of`. Ten minutes of setting up are in the cost; disks and tax are not.",
         ]
         columns = ["", "provider", "machine", "GPU", "with", "time", "cost", "price of"]
         return Table(columns, rows, "Where to train it", notes)

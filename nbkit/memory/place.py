@@ -14,7 +14,7 @@ from nbkit.memory.time import Link, Rates, spec_rates
 _NVLINK_SHARE = 1 / 3  # of the two-way figure on the label: what four A100 sustained in published ZeRO-3 runs
 _PCIE = {"desktop": 2.5e9, "laptop": 2.5e9}  # two RTX 3090, no peer access
 _PCIE_SERVER = 5e9  # not measured
-_TIMES = re.compile(r"\s*(\d+)\s*[x×*]\s*(.+)", re.IGNORECASE)
+_TIMES = re.compile(r"\s*(\d+)\s*[x*]\s*(.+)", re.IGNORECASE)
 MOST_GPUS = 64
 
 

@@ -255,14 +255,14 @@ class Plan:
         for method in get_args(Method):
             if method == best.method:
                 continue
-            near = self._fastest(method, "yes") or self._fastest(method, "tight")
-            if near is None:
+            other = self._fastest(method, "yes") or self._fastest(method, "tight")
+            if other is None:
                 share = self.of(method).memory
                 others.append(f"{NAMES[method]} does not ({share.largest} {share.parts[share.largest]:.1f} GiB)")
             else:
-                also = "fits too" if near.verdict == "yes" else "may fit"
-                on = ", checkpointing" if near.checkpointing else ""
-                others.append(f"{NAMES[method]} {also}{on} ({_span(near)}{_BY_HOW[near.how]})")
+                also = "fits too" if other.verdict == "yes" else "may fit"
+                on = ", checkpointing" if other.checkpointing else ""
+                others.append(f"{NAMES[method]} {also}{on} ({_span(other)}{_BY_HOW[other.how]})")
         return f"{text}. {'; '.join(others)}."
 
     def as_dict(self) -> dict[str, Any]:
@@ -368,7 +368,7 @@ def build(
     composed: dict[tuple[int, int], list[Batch]] = {}
     options = tuple(
         option(known, there, wish, ground, data, method, checkpointing, composed)
-        for method in methods
+        for method in METHODS
         for checkpointing in (False, True)
     )
     return Plan(known, there, wish, ground, options, options[0].time.tokens, data, notes)

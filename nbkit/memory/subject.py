@@ -41,25 +41,25 @@ def subject(model: Any) -> Subject:
         return model
     if isinstance(model, Shape):
         return Subject(model, model.name)
-    if isinstance(model, Path):
-        return _folder(model)
-    if not isinstance(model, str):
-        config = getattr(model, "config", model)
-        return Subject(Shape.from_config(config), model, getattr(config, "max_position_embeddings", None))
+    if isinstance(model, (str, Path)):
+        return _named(str(model))
+    config = getattr(model, "config", model)
+    return Subject(Shape.from_config(config), model, getattr(config, "max_position_embeddings", None))
+
+
+def _named(model: str) -> Subject:
+    known = {one.name.lower(): one for one in (*SHAPES, *ALSO)}
     if model == "embedded":
         return Subject(shape(EMBEDDED), "embedded", 8192)
-    known = {one.name.lower(): one for one in (*SHAPES, *ALSO)}
-    if model.lower() in known:
-        return Subject(known[model.lower()], known[model.lower()].name)
     if Path(model).expanduser().is_dir():
         return _folder(Path(model).expanduser())
     if "/" in model:
         return _hub(model)
-    near = _like(model)
+    near = None if model.lower() in known else _like(model)
     if near is not None:
         return Subject(near, near.name, notes=(f"Taken as {near.name}, which {model!r} begins with.",))
-    shape(model)  # raises, with the names there are
-    raise AssertionError(model)
+    found = shape(model)
+    return Subject(found, found.name)
 
 
 def _folder(path: Path) -> Subject:
