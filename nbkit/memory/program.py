@@ -1,0 +1,170 @@
+"""How a training loop treats its memory: what no argument object says, and what decides more than any formula.
+
+The same model with the same arguments differed by 10 % between a loop that frees its outputs before the backward and
+one that keeps them (docs/log.md), so the loop is described, not guessed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from nbkit.errors import NbkitError
+
+Loss = Literal["trl fused", "plain", "chunked"]
+Optimizer = Literal[
+    "adamw", "adamw foreach", "adamw fused", "adamw 8-bit", "adamw paged", "adamw paged 8-bit", "sgd", "other"
+]
+Attention = Literal["sdpa", "eager", "flash"]
+
+
+@dataclass(frozen=True)
+class Program:
+    """One training loop's habits. `Program.of(args)` reads them off the trainer's arguments.
+
+    Attributes:
+        name: For the reader of a prediction.
+        loss: `trl fused` never holds the logits; `plain` is the model's own cross entropy over all of them; `chunked`
+            takes the loss `chunk` tokens at a time (LitGPT, torchtune).
+        chunk: Tokens a piece for `chunked`.
+        chunked_head: With `chunked`, the head runs piece by piece too; otherwise only the cross entropy does.
+        holds_outputs: The model's outputs, logits included, live until the backward is over.
+        set_to_none: `zero_grad` frees the gradient buffers; False keeps them, filled with zeros.
+        optimizer: Which kernel steps. Of `foreach` and plain AdamW only the first makes a copy of all it trains.
+        optimizer_in_backward: Each parameter steps when its gradient is there, and the gradient is freed.
+        autocast: Format of automatic mixed precision, or None where the loop uses none.
+        adapter_dtype: Format of the trained adapters; None leaves what PEFT made (float32).
+        attention: The kernel of attention.
+        head_quantised: 4-bit loading quantises the output head too (LitGPT); transformers leaves it in 16 bit.
+        untied: Embedding and head are two matrices even where the config ties them.
+        extra_4bit_copy: bitsandbytes before 0.43.2 kept one more activation a quantised linear map (PR 1270).
+        empties_cache: The loop calls torch.cuda.empty_cache() now and then: less is reserved.
+        activation_offloading: Checkpointed activations wait in RAM.
+        exact: nbkit runs this very code; otherwise the program is an approximation by transformers' model code.
+        bar: Share of the allocated peak by which the answer may be off, from how the program is known.
+    """
+
+    name: str = "transformers.Trainer"
+    loss: Loss = "plain"
+    chunk: int = 256
+    chunked_head: bool = False
+    holds_outputs: bool = False
+    set_to_none: bool = True
+    optimizer: Optimizer = "adamw"
+    optimizer_in_backward: bool = False
+    autocast: Literal["bfloat16", "float16"] | None = None
+    adapter_dtype: Literal["bfloat16", "float16", "float32"] | None = None
+    attention: Attention = "sdpa"
+    head_quantised: bool = False
+    untied: bool = False
+    extra_4bit_copy: bool = False
+    empties_cache: bool = False
+    activation_offloading: bool = False
+    exact: bool = True
+    bar: float = 0.03
+
+    def __post_init__(self) -> None:
+        if self.chunk < 1:
+            raise NbkitError(f"chunk={self.chunk}: a piece of the loss has at least one token.", exit_code=2)
+        if not 0 <= self.bar < 1:
+            raise NbkitError(f"bar={self.bar}: it is a share of the peak, from 0 to 1.", exit_code=2)
+
+    def but(self, **changes: Any) -> Program:
+        """The same program with some habits changed."""
+        return dataclasses.replace(self, **changes)
+
+    @classmethod
+    def of(cls, args: Any = None) -> Program:
+        """The program of the trainer that takes `args`: TRL's for an SFTConfig, else transformers' Trainer.
+
+        Without arguments: TRL's SFTTrainer as it comes.
+        """
+        if args is None or hasattr(args, "packing_strategy") or hasattr(args, "loss_type"):
+            return cls.trl(args)
+        return cls.trainer(args)
+
+    @classmethod
+    def trl(cls, args: Any = None) -> Program:
+        """TRL's SFTTrainer (1.16: fused head, checkpointing unless refused, bf16 adapters on quantised weights)."""
+        offloading = bool(getattr(args, "activation_offloading", False))
+        smoothing = bool(getattr(args, "label_smoothing_factor", 0))
+        return cls(
+            name="trl.SFTTrainer",
+            loss="plain" if smoothing else "trl fused",
+            autocast=_autocast(args, default="bfloat16"),
+            optimizer=_optimizer(args),
+            activation_offloading=offloading,
+        )
+
+    @classmethod
+    def trainer(cls, args: Any = None) -> Program:
+        """transformers' Trainer: the model's own loss; outputs die with compute_loss."""
+        return cls(autocast=_autocast(args, default=None), optimizer=_optimizer(args))
+
+    @classmethod
+    def plain_loop(
+        cls,
+        *,
+        holds_outputs: bool = True,
+        set_to_none: bool = True,
+        optimizer: Optimizer = "adamw foreach",
+        autocast: Literal["bfloat16", "float16"] | None = None,
+        **habits: Any,
+    ) -> Program:
+        """`out = model(...); out.loss.backward(); optimizer.step()`, as scripts and notebooks write it.
+
+        On a GPU torch.optim.AdamW picks foreach by itself, which is the default here.
+        """
+        return cls(
+            name="plain loop",
+            holds_outputs=holds_outputs,
+            set_to_none=set_to_none,
+            optimizer=optimizer,
+            autocast=autocast,
+            **habits,
+        )
+
+    @classmethod
+    def litgpt(cls, **habits: Any) -> Program:
+        """LitGPT's finetune scripts, their model approximated by transformers'."""
+        kept: dict[str, Any] = {
+            "name": "litgpt", "loss": "chunked", "chunk": 128, "chunked_head": True, "optimizer": "adamw foreach",
+            "adapter_dtype": "bfloat16", "untied": True, "head_quantised": True, "exact": False, "bar": 0.15, **habits,
+        }  # fmt: skip
+        return cls(**kept)
+
+    @classmethod
+    def torchtune(cls, **habits: Any) -> Program:
+        """torchtune's single-device recipes, their model approximated by transformers'."""
+        kept: dict[str, Any] = {
+            "name": "torchtune", "loss": "chunked", "chunk": 1024, "optimizer": "adamw fused",
+            "adapter_dtype": "bfloat16", "exact": False, "bar": 0.15, **habits,
+        }  # fmt: skip
+        return cls(**kept)
+
+
+def _autocast(args: Any, default: Literal["bfloat16"] | None) -> Literal["bfloat16", "float16"] | None:
+    if args is None:
+        return default
+    if getattr(args, "bf16", False):
+        return "bfloat16"
+    return "float16" if getattr(args, "fp16", False) else None
+
+
+# transformers' names of optimizers (OptimizerNames) and the kernel each of them runs.
+_KERNELS: dict[str, Optimizer] = {
+    "adamw_torch": "adamw foreach",
+    "adamw_torch_fused": "adamw fused",
+    "adamw_bnb_8bit": "adamw 8-bit",
+    "adamw_8bit": "adamw 8-bit",
+    "paged_adamw_32bit": "adamw paged",
+    "paged_adamw": "adamw paged",
+    "paged_adamw_8bit": "adamw paged 8-bit",
+    "sgd": "sgd",
+}
+
+
+def _optimizer(args: Any) -> Optimizer:
+    name = getattr(args, "optim", "adamw_torch_fused")
+    return _KERNELS.get(str(getattr(name, "value", name)), "other")

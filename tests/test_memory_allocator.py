@@ -1,0 +1,430 @@
+"""The model of torch's caching allocator by hand-computed traces and random ones; the replay of steps over lengths."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+
+import pytest
+
+from nbkit.errors import NbkitError
+from nbkit.memory.allocator import CachingAllocator, DoesNotFitError, Settings
+from nbkit.memory.replay import Traces, longest_that_fits, replay, reserved, schedule
+from nbkit.memory.trace import Trace
+
+MIB = 2**20
+GIB = 2**30
+
+
+def figures(allocator):
+    """MiB allocated and reserved now."""
+    return allocator.allocated / MIB, allocator.reserved / MIB
+
+
+class TestSizes:
+    @pytest.mark.parametrize(
+        ("asked", "allocated", "segment"),
+        [
+            (1, 512, 2 * MIB),
+            (513, 1024, 2 * MIB),
+            (MIB, MIB, 2 * MIB),
+            (MIB + 1, MIB + 512, 20 * MIB),
+            (10 * MIB - 512, 10 * MIB - 512, 20 * MIB),
+            (10 * MIB - 1, 10 * MIB, 10 * MIB),  # rounded to 512 first, and then no longer below 10 MiB
+            (33 * MIB, 34 * MIB, 34 * MIB),  # 1 MiB is too little to cut off: torch counts it as allocated
+            (34 * MIB, 34 * MIB, 34 * MIB),
+        ],
+    )
+    def test_a_request_is_rounded_and_given_a_segment(self, asked, allocated, segment):
+        """Bytes are rounded to 512; the segment is 2 MiB, 20 MiB, or the size rounded to 2 MiB."""
+        allocator = CachingAllocator()
+        allocator.malloc(asked)
+        assert (allocated, segment) == (allocator.allocated, allocator.reserved)
+
+    def test_a_remainder_of_more_than_one_mib_is_cut_off(self):
+        """Two requests of 9 MiB share a 20 MiB segment; the 2 MiB left go whole to a request of 1.5 MiB."""
+        allocator = CachingAllocator()
+        allocator.malloc(9 * MIB), allocator.malloc(9 * MIB)
+        assert (18, 20) == figures(allocator)
+        allocator.malloc(3 * MIB // 2)
+        assert (20, 20) == figures(allocator)
+
+    def test_the_large_segment_keeps_a_remainder_of_one_mib(self):
+        """33 MiB from a cached segment of 34 are the whole segment; 32 MiB leave 2, which serve a later request."""
+        allocator = CachingAllocator()
+        allocator.free(allocator.malloc(34 * MIB))
+        block = allocator.malloc(33 * MIB)
+        assert (34, 34) == figures(allocator)
+        allocator.free(block)
+        allocator.malloc(32 * MIB), allocator.malloc(2 * MIB)
+        assert (34, 34) == figures(allocator)
+
+    def test_small_and_large_requests_do_not_share(self):
+        """A cached large segment does not serve a request of the small pool."""
+        allocator = CachingAllocator()
+        allocator.free(allocator.malloc(20 * MIB))
+        allocator.malloc(512)
+        assert 22 == allocator.reserved / MIB
+
+
+class TestReuse:
+    def test_the_smallest_block_that_fits_is_taken(self):
+        """With 30 and 50 MiB cached, 25 MiB come from the 30, and the 5 left go whole to a request of 4."""
+        allocator = CachingAllocator()
+        for block in [allocator.malloc(50 * MIB), allocator.malloc(30 * MIB)]:
+            allocator.free(block)
+        first = allocator.malloc(25 * MIB)
+        second = allocator.malloc(4 * MIB)
+        assert first.address + 25 * MIB == second.address
+        assert (30, 80) == figures(allocator)
+
+    def test_neighbours_merge_when_freed(self):
+        """Three blocks of 6 MiB, freed in any order, are the 20 MiB segment again, which the driver can have back."""
+        allocator = CachingAllocator()
+        one, two, three = (allocator.malloc(6 * MIB) for _ in range(3))
+        for block in (one, three, two):
+            allocator.free(block)
+        assert (0, 20) == figures(allocator)
+        allocator.malloc(19 * MIB)
+        assert 20 == allocator.reserved / MIB
+
+    def test_a_longer_request_cannot_use_what_is_cached(self):
+        """30 MiB freed do not help a request of 40: 70 MiB are reserved."""
+        allocator = CachingAllocator()
+        allocator.free(allocator.malloc(30 * MIB))
+        allocator.malloc(40 * MIB)
+        assert (40, 70) == figures(allocator)
+
+    def test_emptying_the_cache_gives_back_whole_segments_only(self):
+        """A segment with one live block stays."""
+        allocator = CachingAllocator()
+        allocator.free(allocator.malloc(40 * MIB))
+        kept, gone = allocator.malloc(4 * MIB), allocator.malloc(30 * MIB)
+        assert 40 == allocator.reserved / MIB
+        allocator.free(gone)
+        allocator.empty_cache()
+        assert (4, 40) == figures(allocator)
+        allocator.free(kept)
+        allocator.empty_cache()
+        assert (0, 0) == figures(allocator)
+
+    def test_a_block_is_freed_once(self):
+        """Freeing twice is an error of the trace, not a silent corruption."""
+        allocator = CachingAllocator()
+        block = allocator.malloc(1)
+        allocator.free(block)
+        with pytest.raises(ValueError, match="freed twice"):
+            allocator.free(block)
+
+
+class TestLimit:
+    def test_the_cache_is_given_back_before_failing(self):
+        """Under 60 MiB, 30 cached and 40 asked for: the 30 go back to the driver, and the request is met."""
+        allocator = CachingAllocator(Settings(limit_bytes=60 * MIB))
+        allocator.free(allocator.malloc(30 * MIB))
+        allocator.malloc(40 * MIB)
+        assert (40, 40) == figures(allocator)
+        assert 1 == allocator.retries
+
+    def test_what_is_live_cannot_be_given_back(self):
+        """The error carries what was asked for, live and reserved."""
+        allocator = CachingAllocator(Settings(limit_bytes=60 * MIB))
+        allocator.malloc(30 * MIB)
+        with pytest.raises(DoesNotFitError) as failed:
+            allocator.malloc(40 * MIB)
+        assert (40 * MIB, 30 * MIB, 30 * MIB) == (failed.value.asked, failed.value.allocated, failed.value.reserved)
+
+    def test_a_negative_limit_is_refused(self):
+        """The message names the value."""
+        with pytest.raises(NbkitError, match="limit_bytes=-1"):
+            Settings(limit_bytes=-1)
+
+
+class TestMaxSplit:
+    def test_large_blocks_are_kept_for_large_requests(self):
+        """Above max_split a cached block serves neither a small request nor one that would waste 20 MiB."""
+        allocator = CachingAllocator(Settings(max_split_bytes=100 * MIB))
+        allocator.free(allocator.malloc(200 * MIB))
+        allocator.malloc(50 * MIB)
+        assert 250 == allocator.reserved / MIB
+        allocator.malloc(180 * MIB)
+        assert 430 == allocator.reserved / MIB
+        allocator.malloc(181 * MIB)
+        assert 430 == allocator.reserved / MIB
+
+    def test_oversize_blocks_are_given_back_first(self):
+        """Under a limit, one oversize block makes room without emptying the whole cache."""
+        allocator = CachingAllocator(Settings(max_split_bytes=100 * MIB, limit_bytes=350 * MIB))
+        for block in [allocator.malloc(200 * MIB), allocator.malloc(50 * MIB)]:
+            allocator.free(block)
+        allocator.malloc(150 * MIB)
+        assert (150, 200) == figures(allocator)
+        assert 0 == allocator.retries
+
+    def test_twenty_mib_are_too_little(self):
+        """torch refuses it, and so does the model."""
+        with pytest.raises(NbkitError, match="more than"):
+            Settings(max_split_bytes=20 * MIB)
+
+
+class TestExpandable:
+    def test_a_segment_grows_by_pages(self):
+        """30 MiB take two pages of 20; freed, 40 MiB lie in the same two; 50 take one page more."""
+        allocator = CachingAllocator(Settings(expandable_segments=True))
+        allocator.free(allocator.malloc(30 * MIB))
+        assert 40 == allocator.reserved / MIB
+        allocator.free(allocator.malloc(40 * MIB))
+        assert 40 == allocator.reserved / MIB
+        allocator.malloc(50 * MIB)
+        assert (50, 60) == figures(allocator)
+
+    def test_pages_in_the_middle_are_given_back_and_mapped_again(self):
+        """A whole free page before a live block goes back; the next request that fits is mapped there."""
+        allocator = CachingAllocator(Settings(expandable_segments=True))
+        front = allocator.malloc(30 * MIB)
+        allocator.malloc(5 * MIB)
+        where = front.address
+        allocator.free(front)
+        allocator.empty_cache()
+        assert (5, 20) == figures(allocator)
+        assert where == allocator.malloc(18 * MIB).address
+        assert (23, 40) == figures(allocator)
+
+    def test_the_growing_end_is_kept_for_last(self):
+        """A closed gap that is large enough is used before the end of the segment, even where the end fits better."""
+        allocator = CachingAllocator(Settings(expandable_segments=True))
+        gap = allocator.malloc(12 * MIB)
+        allocator.malloc(20 * MIB)  # leaves 8 MiB at the end
+        allocator.free(gap)
+        assert gap.address == allocator.malloc(6 * MIB).address
+
+
+def everything(allocator):
+    """All blocks by address, found from the free lists and from each block's neighbours."""
+    seen = {}
+    pools = allocator._small, allocator._large
+    todo = [entry[-1] for pool in pools for entry in (*pool.blocks, *pool.unmapped)]
+    while todo:
+        block = todo.pop()
+        if block is not None and block.address not in seen:
+            seen[block.address] = block
+            todo += [block.before, block.after]
+    return [seen[address] for address in sorted(seen)]
+
+
+class TestRandomTraces:
+    @pytest.mark.parametrize("seed", range(4))
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            Settings(),
+            Settings(expandable_segments=True),
+            Settings(max_split_bytes=64 * MIB, limit_bytes=3 * GIB),
+            Settings(expandable_segments=True, limit_bytes=GIB),
+        ],
+        ids=["plain", "expandable", "max_split", "expandable with a limit"],
+    )
+    def test_the_books_balance(self, settings, seed):
+        """Live blocks never overlap, free neighbours are merged, every byte reserved is in one block, and all goes back."""
+        rng = random.Random(seed)
+        allocator, live = CachingAllocator(settings), []
+        for step in range(1500):
+            if live and rng.random() < 0.48:
+                allocator.free(live.pop(rng.randrange(len(live))))
+            elif rng.random() < 0.01:
+                allocator.empty_cache()
+            else:
+                try:
+                    asked = int(2 ** rng.uniform(0, 27))
+                    live.append(allocator.malloc(asked))
+                    assert live[-1].size >= asked
+                except DoesNotFitError:
+                    live and allocator.free(live.pop())
+            if step % 50 == 0:
+                self.balance(allocator, live, settings)
+        self.balance(allocator, live, settings)
+        for block in live:
+            allocator.free(block)
+        assert 0 == allocator.allocated
+        allocator.empty_cache()
+        assert 0 == allocator.reserved
+
+    @staticmethod
+    def balance(allocator, live, settings):
+        assert sum(block.size for block in live) == allocator.allocated <= allocator.reserved
+        assert allocator.reserved <= (settings.limit_bytes or allocator.reserved)
+        spans = sorted((block.address, block.address + block.size) for block in live)
+        assert [] == [(one, two) for one, two in itertools.pairwise(spans) if one[1] > two[0]]
+        blocks = everything(allocator)
+        free = [block for block in blocks if block.free]
+        assert [] == [b for b in free if b.after and b.after.free and b.after.mapped == b.mapped]
+        held = {block.address: block.size for block in [*blocks, *live] if block.mapped}
+        assert allocator.reserved == sum(held.values())
+        listed = [entry for pool in (allocator._small, allocator._large) for entry in pool.blocks]
+        assert sorted(b.address for b in free if b.mapped) == sorted(address for _, address, _ in listed)
+        assert all(block.size == size for size, _, block in listed)
+
+
+class TestSpeed:
+    def test_a_hundred_thousand_events_take_about_a_second(self):
+        """0.4 s of CPU on the machine this was written on; ten times that is too slow for a slider's neighbour."""
+        rng, allocator, live = random.Random(0), CachingAllocator(), []
+        start = time.process_time()
+        for _ in range(100_000):
+            if live and rng.random() < 0.5:
+                allocator.free(live.pop(rng.randrange(len(live))))
+            else:
+                live.append(allocator.malloc(int(2 ** rng.uniform(5, 27))))
+        assert time.process_time() - start < 5
+
+
+def step(tokens, *, layers=12, tiles=1, bend=0.0):
+    """A trace with the shape of a real one: weights; a forward that keeps three sizes a layer; a backward with passing
+    buffers; gradients that the next step frees; optimizer states made in the first step."""
+    resident = (8 * MIB,) * layers
+    forward = [(i, int((40 + 100 * (i % 3)) * 1024 * tokens * (1 + bend * tokens))) for i in range(3 * layers)]
+    events = list(forward)
+    key = 3 * layers
+    for _ in range(tiles):
+        events += [(key, 300 * 1024 * tokens), (key, 0)]
+        key += 1
+    gradients, states = [], []
+    for index, size in reversed(forward):
+        events += [(key, size), (index, 0), (key, 0)]
+        key += 1
+        if index % 3 == 0:
+            gradients.append(key)
+            events.append((key, 2 * MIB))
+            key += 1
+    for _ in gradients:
+        states += [(key, 4 * MIB)]
+        key += 1
+    return Trace(resident, (*events, *states), (*((-1 - g, 0) for g in gradients), *events), tokens)
+
+
+class TestReplay:
+    def test_steps_of_one_length_settle(self):
+        """Ten steps reserve what three do; live memory is the trace's own peak, with remainders too small to cut off."""
+        three, ten = replay([step(64)] * 3), replay([step(64)] * 10)
+        assert three.reserved_gib == ten.reserved_gib
+        assert 1 <= ten.allocated_gib / (step(64).peak_bytes() / GIB) < 1.03
+
+    def test_what_one_step_leaves_the_next_one_frees(self):
+        """Gradients do not pile up, not even between lengths whose traces have other keys."""
+        mixed = [step(64), step(48, tiles=3), step(64), step(32, tiles=2)] * 3
+        assert replay([step(64)] * 3).allocated_gib == pytest.approx(replay(mixed).allocated_gib, rel=1e-6)
+
+    def test_a_limit_says_which_step_fails(self):
+        """The third of three steps is the one that is too long."""
+        steps = [step(32), step(48), step(256)]
+        limit = Settings(limit_bytes=int(1.05 * step(48).peak_bytes()) + 200 * MIB)
+        assert 2 == replay(steps, limit).failed_at
+        assert replay(steps).failed_at is None
+
+    def test_emptying_the_cache_between_steps_reserves_less(self):
+        """What shorter steps left is given back before the longer one needs room."""
+        steps = [step(tokens) for tokens in range(64, 257, 32)]
+        assert replay(steps, empty_every=1).reserved_gib < 0.9 * replay(steps).reserved_gib
+
+    def test_no_steps_are_nothing(self):
+        """An empty run reserves nothing."""
+        assert 0 == replay([]).reserved_gib == replay([]).fragmentation
+
+
+class TestSchedule:
+    LENGTHS = (*range(10, 200), 500)
+
+    def test_orders(self):
+        """Shortest first is sorted; longest first begins with the longest; random is neither; all hold the same steps."""
+        short, long, mixed = (
+            schedule(self.LENGTHS, 1, order) for order in ("shortest first", "longest first", "random")
+        )
+        assert sorted(long) == sorted(mixed) == short
+        assert 500 == long[0] == short[-1]
+        assert mixed not in (short, long)
+        assert [500] * 3 == schedule(self.LENGTHS, 1, "longest only")
+
+    def test_a_batch_is_as_long_as_its_longest_row(self):
+        """With every row in one batch, each step has the longest length."""
+        assert {500} == set(schedule(self.LENGTHS, len(self.LENGTHS), "random"))
+
+    def test_levels_round_up(self):
+        """At most so many different lengths, none shorter than the one it stands for, and the longest is kept."""
+        fine, coarse = (schedule(self.LENGTHS, 1, "shortest first", levels=n) for n in (0, 4))
+        assert 4 == len(set(coarse))
+        assert all(a <= b for a, b in zip(fine, coarse, strict=True))
+        assert 500 == coarse[-1]
+
+    def test_the_seed_decides(self):
+        """The same seed gives the same order."""
+        assert schedule(self.LENGTHS, 2, "random", seed=3) == schedule(self.LENGTHS, 2, "random", seed=3)
+
+    @pytest.mark.parametrize("lengths", [(), (5, 0)])
+    def test_no_length_is_refused(self, lengths):
+        """An empty data set, and an empty row."""
+        with pytest.raises(NbkitError, match="at least one token"):
+            schedule(lengths, 1, "random")
+
+    def test_an_unknown_order_is_refused(self):
+        """With the orders there are."""
+        with pytest.raises(NbkitError, match="longest first, random"):
+            schedule((1,), 1, "sorted")
+
+
+class TestTraces:
+    def test_lengths_between_are_interpolated(self):
+        """Both ends and one check in the middle are run; every other length is exact without being run."""
+        asked = []
+        traces = Traces(lambda tokens: asked.append(tokens) or step(tokens))
+        traces.prepare((100, 300, 500))
+        assert [step(t) for t in (200, 400, 450)] == [traces.at(t) for t in (200, 400, 450)]
+        assert [100, 500, 300] == asked
+
+    @pytest.mark.parametrize("kind", [{"bend": 0.01}, {"tiles": 2}])
+    def test_where_sizes_bend_or_shapes_differ_the_length_is_run(self, kind):
+        """Quadratic attention, or one tile of the loss more from 250 tokens on: no interpolation across it."""
+
+        def run(tokens):
+            asked.append(tokens)
+            return step(tokens, **({} if "tiles" in kind and tokens < 250 else kind))
+
+        asked: list[int] = []
+        traces = Traces(run)
+        traces.prepare((100, 500))
+        assert run(200) == traces.at(200)
+        assert 200 in asked[3:] or 200 == asked[-1]
+
+
+class TestReserved:
+    LENGTHS = tuple(random.Random(1).choices(range(20, 260), k=300))
+
+    def test_orders_rank_as_they_do_in_life(self):
+        """The longest first costs about what a fixed length does; sorted from short to long costs the most."""
+        found = reserved(Traces(step), self.LENGTHS)
+        assert found.longest_first.reserved_gib <= 1.1 * found.fixed.reserved_gib
+        assert found.shortest_first.reserved_gib > 1.15 * found.fixed.reserved_gib
+        assert found.shortest_first.reserved_gib >= found.random.reserved_gib >= found.longest_first.reserved_gib
+        assert found.expandable.reserved_gib <= found.random.reserved_gib
+
+    def test_allocated_is_the_same_in_every_order(self):
+        """Only what is reserved depends on the order."""
+        found = reserved(Traces(step), self.LENGTHS)
+        peaks = [one.allocated_gib for one in (found.longest_first, found.random, found.shortest_first)]
+        assert max(peaks) == pytest.approx(min(peaks), rel=0.02)
+
+    def test_the_advice_has_the_numbers(self):
+        """Only what saves 3 % is said; the table ends with it."""
+        found = reserved(Traces(step), self.LENGTHS)
+        assert any("short to long" in line for line in found.advice)
+        assert str(found).endswith(found.advice[-1])
+        same = reserved(Traces(step), [128] * 20).advice
+        assert [] == [line for line in same if "expandable" not in line]
+
+    def test_the_longest_that_fits(self):
+        """Under the memory of a 150-token step nothing much longer runs; under almost none, nothing does."""
+        limit = replay([step(150)] * 2).reserved_gib
+        found = longest_that_fits(Traces(step), range(20, 260), limit)
+        assert 150 <= found < 160
+        assert longest_that_fits(Traces(step), range(20, 260), 0.01) is None
+        assert 259 == longest_that_fits(Traces(step), range(20, 260), 1000)
