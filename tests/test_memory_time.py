@@ -10,7 +10,7 @@ from nbkit.errors import NbkitError
 from nbkit.memory.batches import Feed, compose
 from nbkit.memory.formula import Step
 from nbkit.memory.shapes import Shape, shape
-from nbkit.memory.time import Link, Rates, duration, human, remaining, spec_rates, uniform, with_run, work
+from nbkit.memory.time import Link, Load, Rates, duration, human, remaining, spec_rates, with_run, work
 
 LLAMA_2_7B = Shape("Llama-2-7B", 32, 4096, 11008, 32, 32, 128, 32000, tied=False)
 QWEN_7B = Shape("Qwen-7B", 32, 4096, 11008, 32, 32, 128, 151936, tied=False, qkv_bias=True)
@@ -21,7 +21,7 @@ PLAIN = Rates(1e12, 0.0, 1e12, 0.2, "a test")
 
 def seconds(model, step, batch=1, seq=1024, rates=PLAIN, **options):
     """One step of one micro-batch."""
-    return duration(model, step, uniform(batch, seq), rates, **options).parts
+    return duration(model, step, Load.uniform(batch, seq), rates, **options).parts
 
 
 class TestOperations:
@@ -89,7 +89,7 @@ class TestTwoRegimes:
         found = duration(
             model,
             step,
-            uniform(batch, seq, accumulation),
+            Load.uniform(batch, seq, accumulation),
             spec_rates(card, *CARDS[card], geforce=card != "A100"),
             link=Link(gpus),
         )
@@ -108,7 +108,9 @@ class TestTwoRegimes:
     def test_sharded_weights_wait_for_the_wire(self, card, method, batch, seq, measured):
         """FSDP over PCIe: small batches wait for the weights, 4-bit weights travel faster, large batches hide it."""
         rates = spec_rates(card, *CARDS[card], geforce=card != "A100")
-        found = duration(LLAMA_2_7B, Step(method, rank=64), uniform(batch, seq, 2), rates, link=Link(2, sharded=True))
+        found = duration(
+            LLAMA_2_7B, Step(method, rank=64), Load.uniform(batch, seq, 2), rates, link=Link(2, sharded=True)
+        )
         assert 0.75 <= found.tokens_per_s / measured <= 1.3
 
 
@@ -117,8 +119,8 @@ class TestDuration:
         """Rows of unequal length in one batch compute on padding; packed they do not."""
         lengths = [50, 1000] * 32
         model, step = shape("SmolLM2-135M"), Step("lora")
-        padded = duration(model, step, compose(lengths, Feed(batch=8)), PLAIN)
-        packed = duration(model, step, compose(lengths, Feed(batch=8, packing="bfd", max_length=1024)), PLAIN)
+        padded = duration(model, step, Load.of(compose(lengths, Feed(batch=8))), PLAIN)
+        packed = duration(model, step, Load.of(compose(lengths, Feed(batch=8, packing="bfd", max_length=1024))), PLAIN)
         assert padded.padding > 0.4
         assert 0 == packed.padding
         assert packed.seconds < 0.65 * padded.seconds
@@ -128,7 +130,9 @@ class TestDuration:
         """The same rows, sorted into batches of like length, pad less."""
         lengths = [50, 1000] * 64
         by_order = {
-            order: duration(shape("SmolLM2-135M"), Step("lora"), compose(lengths, Feed(batch=8, order=order)), PLAIN)
+            order: duration(
+                shape("SmolLM2-135M"), Step("lora"), Load.of(compose(lengths, Feed(batch=8, order=order))), PLAIN
+            )
             for order in ("random", "group_by_length")
         }
         assert by_order["group_by_length"].padding < 0.2 < by_order["random"].padding
@@ -136,8 +140,8 @@ class TestDuration:
     def test_max_steps_ends_it(self):
         """Three of ten steps take three tenths of the time."""
         model, step = shape("SmolLM2-135M"), Step("lora")
-        whole = duration(model, step, uniform(1, 128, 2, steps=10), PLAIN)
-        part = duration(model, step, uniform(1, 128, 2, steps=10), PLAIN, max_steps=3)
+        batches = list(compose([128] * 20, Feed(accumulation=2)))
+        whole, part = (duration(model, step, Load.of(batches, most), PLAIN) for most in (None, 3))
         assert (3, 6) == (part.steps, part.micro_batches)
         assert pytest.approx(0.3) == part.seconds / whole.seconds
 
@@ -149,7 +153,7 @@ class TestDuration:
 
     def test_shows_parts_range_and_basis(self):
         """The table says what it rests on; as_dict is JSON-ready."""
-        found = duration(QWEN_7B, Step("qlora"), uniform(1, 1024, 8), spec_rates("A100", *CARDS["A100"]))
+        found = duration(QWEN_7B, Step("qlora"), Load.uniform(1, 1024, 8), spec_rates("A100", *CARDS["A100"]))
         assert "By A100's data sheet: 52% of 312 TFLOPS" in str(found)
         assert found.low_s < found.seconds < found.high_s
         data = json.loads(json.dumps(found.as_dict()))
@@ -158,7 +162,7 @@ class TestDuration:
     def test_no_batch_is_an_error(self):
         """A time of nothing is not zero, it is a mistake."""
         with pytest.raises(NbkitError, match="There is no batch"):
-            duration(QWEN_7B, Step("lora"), [], PLAIN)
+            duration(QWEN_7B, Step("lora"), Load.of([]), PLAIN)
 
 
 def run_rows(each, steps, start=100.0):
@@ -193,7 +197,7 @@ class TestRemaining:
 
     def test_early_on_the_prediction_counts_too(self):
         """With few steps the prediction is mixed in; from twenty on it is not."""
-        ahead = duration(shape("SmolLM2-135M"), Step("lora"), uniform(1, 128, steps=100), PLAIN)
+        ahead = duration(shape("SmolLM2-135M"), Step("lora"), Load.uniform(1, 128, steps=100), PLAIN)
         rows = run_rows(2 * ahead.step_s, 6)
         early = remaining(rows, 100, ahead)
         assert ahead.step_s < early.step_s < 2 * ahead.step_s
@@ -213,9 +217,9 @@ class TestRemaining:
     def test_a_run_corrects_the_rates(self):
         """Rates taken from a run predict that run."""
         rates = spec_rates("A100", *CARDS["A100"])
-        ahead = duration(QWEN_7B, Step("qlora"), uniform(1, 512, steps=50), rates)
+        ahead = duration(QWEN_7B, Step("qlora"), Load.uniform(1, 512, steps=50), rates)
         mended = with_run(rates, ahead, run_rows(3 * ahead.step_s, 50))
-        again = duration(QWEN_7B, Step("qlora"), uniform(1, 512, steps=50), mended)
+        again = duration(QWEN_7B, Step("qlora"), Load.uniform(1, 512, steps=50), mended)
         assert pytest.approx(3, rel=0.01) == again.seconds / ahead.seconds
         assert "the run's own 48 steps on this machine" == again.basis
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from nbkit import __version__
-from nbkit.cli import demo, machine, runs
+from nbkit.cli import demo, fit, machine, runs
 from nbkit.cli._base import Commands
 
 
@@ -17,6 +17,7 @@ def main() -> None:
     \b
     Examples:
       nbkit check            what this machine has, and what fits on it
+      nbkit fit Mistral-7B --gpu T4   which methods fit a model on a card, how long, how dear
       nbkit demo             four notebooks, a real 4-bit model, base against tuned
       nbkit runs             what was trained, the newest first
       nbkit watch            follow the newest run from a terminal
@@ -27,6 +28,6 @@ def main() -> None:
     """
 
 
-for _verbs in (machine, runs, demo):
+for _verbs in (machine, fit, runs, demo):
     for _verb in _verbs.VERBS:
         main.add_command(_verb)

@@ -9,9 +9,9 @@ from nbkit.memory.formula import Estimate, Part, Step, estimate
 from nbkit.memory.lengths import Prophecy, prophecy
 from nbkit.memory.plan import Option, Plan, Wish, plan
 from nbkit.memory.shapes import SHAPES, Shape, shape
-from nbkit.memory.time import Duration, Rates, duration, remaining
+from nbkit.memory.time import Duration, Load, Rates, duration, remaining
 
 __all__ = [
-    "SHAPES", "Duration", "Estimate", "Feed", "Fit", "Fits", "Option", "Part", "Plan", "Prophecy", "Rates", "Shape", "Step",
-    "Wish", "benchmark", "compose", "duration", "estimate", "fits", "plan", "prophecy", "remaining", "shape",
+    "SHAPES", "Duration", "Estimate", "Feed", "Fit", "Fits", "Load", "Option", "Part", "Plan", "Prophecy", "Rates", "Shape",
+    "Step", "Wish", "benchmark", "compose", "duration", "estimate", "fits", "plan", "prophecy", "remaining", "shape",
 ]  # fmt: skip

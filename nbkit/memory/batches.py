@@ -8,6 +8,7 @@ of several equally long rows share a pack is pyarrow's choice, so packs are exac
 
 from __future__ import annotations
 
+import importlib.util
 import random
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
@@ -141,11 +142,12 @@ def lengths_of(data: Any, limit: int | None = None) -> tuple[list[int], list[boo
     return lengths, kept
 
 
-def compose(data: Any, feed: Feed, *, epochs: int = 1) -> Iterator[Batch]:
+def compose(data: Any, feed: Feed, *, epochs: int = 1, exact: bool = True) -> Iterator[Batch]:
     """The micro-batches of `epochs` epochs, in order.
 
     Args:
         data: See lengths_of.
+        exact: False draws any order of the kind, without importing torch: enough for a run's time.
     Raises: DataError.
     """
     lengths, kept = lengths_of(data, feed.max_length)
@@ -162,7 +164,7 @@ def compose(data: Any, feed: Feed, *, epochs: int = 1) -> Iterator[Batch]:
         items = [((row,), (min(lengths[row], limit),)) for row in rows]
     step = 0
     for epoch in range(epochs):
-        order = _order([sum(sizes) for _, sizes in items], feed, epoch)
+        order = _order([sum(sizes) for _, sizes in items], feed, epoch, exact=exact)
         groups = [order[at : at + feed.batch] for at in range(0, len(order), feed.batch)]
         if feed.drop_last and groups and len(groups[-1]) < feed.batch:
             groups.pop()
@@ -233,11 +235,11 @@ def _wrapped(rows: list[int], lengths: list[int], limit: int) -> Iterator[tuple[
         yield tuple(one for one, _ in pack), (held,)
 
 
-def _order(sizes: list[int], feed: Feed, epoch: int) -> list[int]:
+def _order(sizes: list[int], feed: Feed, epoch: int, *, exact: bool) -> list[int]:
     """Positions in the order of one epoch."""
     if feed.order == "sequential":
         return list(range(len(sizes)))
-    shuffled = _permutation(len(sizes), feed.seed + epoch)
+    shuffled = _permutation(len(sizes), feed.seed + epoch, exact=exact)
     if feed.order == "random":
         return shuffled
     # transformers' LengthGroupedSampler: sorted within mega-batches, and the longest row of all put first.
@@ -251,16 +253,16 @@ def _order(sizes: list[int], feed: Feed, epoch: int) -> list[int]:
     return [position for group in groups for position in group]
 
 
-def _permutation(count: int, seed: int) -> list[int]:
-    """accelerate's SeedableRandomSampler: torch.randperm seeded with seed + epoch. Without torch: some other order."""
-    try:
+def _permutation(count: int, seed: int, *, exact: bool) -> list[int]:
+    """accelerate's SeedableRandomSampler: torch.randperm seeded with seed + epoch; some other order without torch."""
+    if exact and importlib.util.find_spec("torch"):
         import torch
-    except ImportError:
-        order = list(range(count))
-        random.Random(seed).shuffle(order)  # noqa: S311 - an order of rows, not a secret
-        return order
-    permuted: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
-    return permuted
+
+        permuted: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+        return permuted
+    order = list(range(count))
+    random.Random(seed).shuffle(order)  # noqa: S311 - an order of rows, not a secret
+    return order
 
 
 def _shuffled(count: int, seed: int) -> list[int]:

@@ -47,13 +47,9 @@ def _high(plan: Plan, option: Option, ground: Surface | None = None, **changed: 
     """GiB on each device, at most, with one thing changed."""
     asked: dict[str, Any] = {
         "method": option.method, "checkpointing": option.checkpointing, "batch": option.batch, "seq": plan.wish.seq,
-        "rank": plan.wish.rank, "gpus": _gpus_of(plan, option), **changed,
+        "rank": plan.wish.rank, "gpus": plan.place.count, "how": option.how, **changed,
     }  # fmt: skip
     return (ground or plan.surface).at(**asked).high_gib
-
-
-def _gpus_of(plan: Plan, option: Option) -> int:
-    return plan.place.count if option.how == "sharded" else 1
 
 
 def _if_fits(plan: Plan, knob: Knob, value: Any, gib: float, text: str) -> Change | None:
@@ -81,7 +77,8 @@ def _batch(plan: Plan, option: Option) -> Change | None:
 def _seq(plan: Plan, option: Option) -> Change | None:
     """Shorter rows, unless so short that it were another task."""
     most = plan.surface.longest_seq(
-        plan.place.room_gib, option.method, option.checkpointing, option.batch, rank=plan.wish.rank, gpus=_gpus_of(plan, option)
+        plan.place.room_gib, option.method, option.checkpointing, option.batch, rank=plan.wish.rank,
+        gpus=plan.place.count, how=option.how,
     )  # fmt: skip
     seq = most // 64 * 64 or most
     if seq < _USEFUL_SEQ * plan.wish.seq:
@@ -106,10 +103,10 @@ def _method(plan: Plan, option: Option) -> Change | None:
 def _gpus(plan: Plan, option: Option) -> Change | None:
     if plan.place.device != "cuda":
         return None
-    return _first(
-        _if_fits(plan, "gpus", count, _high(plan, option, gpus=count), f"{count} x {plan.place.name}, weights sharded")
-        for count in range(plan.place.count + 1, _MOST_GPUS + 1)
-    )
+    counts = range(plan.place.count + 1, _MOST_GPUS + 1)
+    more = ((count, _high(plan, option, gpus=count, how="sharded")) for count in counts)
+    name = plan.place.name
+    return _first(_if_fits(plan, "gpus", count, gib, f"{count} x {name}, weights sharded") for count, gib in more)
 
 
 def _card(plan: Plan, option: Option) -> Change | None:
@@ -125,7 +122,7 @@ def _card(plan: Plan, option: Option) -> Change | None:
         step = replace(plan.surface.step, dtype=on_card(spec).dtype, device="cuda")
         same = plan.place.device == "cuda" and step.dtype == plan.surface.step.dtype
         ground = plan.surface if same else surface(plan.subject.shape, step)
-        gib = _high(plan, option, ground, gpus=1)
+        gib = _high(plan, option, ground, gpus=1, how="one")
         if gib <= spec.usable_gib:
             return Change("card", spec.name, gib, f"a larger card: {spec.name} ({spec.usable_gib:.0f} GiB)")
     return None

@@ -7,13 +7,12 @@ from typing import Any
 
 from nbkit.display import Table
 from nbkit.hardware import Offer, offers
-from nbkit.memory.batches import Batch
 from nbkit.memory.fits import NAMES
 from nbkit.memory.formula import Method
 from nbkit.memory.place import Place, place
 from nbkit.memory.plan import HOWS, METHODS, Option, Plan, option
 from nbkit.memory.sweep import Surface, surface
-from nbkit.memory.time import human
+from nbkit.memory.time import Load, human
 
 _SHOWN = 12
 
@@ -114,13 +113,13 @@ def market(plan: Plan, method: Method | None = None, **conditions: Any) -> Marke
     methods: tuple[Method, ...] = (method,) if method else METHODS[:2]
     all_offers = offers(**{"tpu": False, **conditions})
     grounds: dict[str, Surface] = {plan.place.dtype: plan.surface} if plan.place.device == "cuda" else {}
-    composed: dict[tuple[int, int], list[Batch]] = {}
+    counted: dict[tuple[int, int], Load] = {}
     fitting: list[tuple[Offer, Option]] = []
     for offer in all_offers:
         there = place(offer)
         if offer.spec.compute_capability < (7, 5):
             continue
-        found = _best(plan, there, methods, grounds, composed)
+        found = _best(plan, there, methods, grounds, counted)
         if found is not None:
             fitting.append((offer, found))
     deals = [Deal(offer, one, _unbeaten(one, [other for _, other in fitting])) for offer, one in fitting]
@@ -132,7 +131,7 @@ def _best(
     there: Place,
     methods: tuple[Method, ...],
     grounds: dict[str, Surface],
-    composed: dict[tuple[int, int], list[Batch]],
+    counted: dict[tuple[int, int], Load],
 ) -> Option | None:
     """The fastest option of the first method that fits for sure."""
     if there.dtype not in grounds:
@@ -140,7 +139,7 @@ def _best(
         grounds[there.dtype] = surface(plan.subject.shape, step)
     for method in methods:
         both = [
-            option(plan.subject, there, plan.wish, grounds[there.dtype], plan.data, method, on, composed)
+            option(plan.subject, there, plan.wish, grounds[there.dtype], plan.data, method, on, counted)
             for on in (False, True)
         ]
         fitting = [one for one in both if one.verdict == "yes"]

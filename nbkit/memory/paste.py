@@ -28,7 +28,7 @@ def paste(plan: Plan, option: Option) -> str:
         lines["use_cpu"] = "True"
     blocks.append(_call("args", "SFTConfig", lines))
     if option.method != "full":
-        imports.insert(0, "from peft import LoraConfig")
+        imports = ["from peft import LoraConfig", *imports]
         targets = '"all-linear"' if wish.targets == "all-linear" else '["q_proj", "k_proj", "v_proj", "o_proj"]'
         lora = {
             "r": str(wish.rank),
@@ -38,13 +38,15 @@ def paste(plan: Plan, option: Option) -> str:
         }
         blocks.append(_call("peft_config", "LoraConfig", lora))
     if option.method == "qlora":
-        imports = ["import torch", *imports, "from transformers import BitsAndBytesConfig"]
+        imports = ["import torch", imports[0], "from transformers import BitsAndBytesConfig", *imports[1:]]
         small = {
             "load_in_4bit": "True",
             "bnb_4bit_quant_type": '"nf4"',
             "bnb_4bit_use_double_quant": "True",
             "bnb_4bit_compute_dtype": f"torch.{dtype}",
         }
+        if option.how == "sharded":  # FSDP splits float tensors only
+            small["bnb_4bit_quant_storage"] = f"torch.{dtype}"
         blocks.append(_call("quantization_config", "BitsAndBytesConfig", small))
     span = f"{option.memory.low_gib:.1f} to {option.memory.high_gib:.1f} of {plan.place.room_gib:.1f} GiB"
     head = (
@@ -55,7 +57,7 @@ def paste(plan: Plan, option: Option) -> str:
         if option.how != "sharded"
         else "\n# Sharded over all GPUs: start it with accelerate launch --use_fsdp (or ZeRO-3)."
     )
-    return "\n".join([head + how, *sorted(imports, key=lambda line: line.split()[1]), "", *blocks])
+    return "\n".join([head + how, *imports, "", *blocks])
 
 
 def _call(name: str, kind: str, arguments: dict[str, str]) -> str:

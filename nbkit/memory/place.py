@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from nbkit.errors import NbkitError
 from nbkit.hardware import GpuSpec, Machine, Offer, card, probe, spec_of
+from nbkit.hardware.machine import BF16_SINCE
 from nbkit.memory.fits import CPU_CORES, CPU_PARAMS, CPU_TOKENS_PER_S, Target, here, on_card
 from nbkit.memory.time import Link, Rates, spec_rates
 
@@ -16,6 +17,7 @@ _PCIE = {"desktop": 2.5e9, "laptop": 2.5e9}  # two RTX 3090, no peer access
 _PCIE_SERVER = 5e9  # not measured
 _TIMES = re.compile(r"\s*(\d+)\s*[x*]\s*(.+)", re.IGNORECASE)
 MOST_GPUS = 64
+_AS_FREE = 0.9  # a GPU that others use counts no more
 
 
 @dataclass(frozen=True)
@@ -100,11 +102,17 @@ def _on(target: Target, spec: GpuSpec | None, count: int, name: str = "") -> Pla
 
 
 def _machine(machine: Machine) -> Place:
+    """The best GPU and those like it that are as free, or the processor."""
     target = here(machine)
     if target.device == "cuda":
-        best = max(machine.visible_gpus, key=lambda gpu: gpu.usable_gib if gpu.free_gib is None else gpu.free_gib)
-        like = [gpu for gpu in machine.visible_gpus if gpu.name == best.name]
-        return _on(target, spec_of(best), len(like))
+        rooms = [(gpu.usable_gib if gpu.free_gib is None else gpu.free_gib, gpu) for gpu in machine.visible_gpus]
+        room, best = max(rooms, key=lambda pair: pair[0])
+        like = [free for free, gpu in rooms if gpu.name == best.name and free >= _AS_FREE * room]
+        new = (best.compute_capability or (0, 0)) >= BF16_SINCE
+        reason = f"{best.short_name}: compute capability {best.capability} has {'' if new else 'no '}bf16"
+        alone = replace(target, room_gib=min(like), dtype="bfloat16" if new else "float16", reason=reason)
+        name = target.name if len(like) == 1 else best.short_name
+        return _on(alone, spec_of(best), len(like), name)
     # One measured run: 4-bit LoRA without checkpointing computes 4 operations a weight and token.
     per_core = 4 * CPU_PARAMS * CPU_TOKENS_PER_S / CPU_CORES
     rates = Rates(

@@ -6,23 +6,22 @@ fake steps where asked (`measure`); time and money follow from nbkit.memory.time
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from nbkit.display import Table
 from nbkit.errors import NbkitError
-from nbkit.memory.batches import Batch, Feed, compose, lengths_of
+from nbkit.memory.batches import Feed, compose, lengths_of
 from nbkit.memory.fits import NAMES
 from nbkit.memory.formula import Method, Step
 from nbkit.memory.lengths import Prophecy, prophecy
 from nbkit.memory.place import Place, place
 from nbkit.memory.shapes import Targets
 from nbkit.memory.subject import Subject, subject
-from nbkit.memory.sweep import Point, Surface, surface
-from nbkit.memory.time import Duration, Link, Rates, duration, human, uniform
+from nbkit.memory.sweep import How, Point, Surface, surface
+from nbkit.memory.time import Duration, Link, Load, Rates, duration, human
 
-How = Literal["one", "each", "sharded"]
 METHODS: tuple[Method, ...] = ("lora", "qlora", "full")  # in the order of preference: see Plan.best
 PER_TOKENS = 10_000_000  # a plan without data is for so many: ten thousand rows of a thousand
 SETUP_H = 10 / 60  # paid for, too: installing, downloading, loading
@@ -169,7 +168,7 @@ class Plan:
         """The field's own objects for one option (default: the best), as Python to paste."""
         from nbkit.memory.paste import paste
 
-        return paste(self, self._chosen(method, checkpointing))
+        return paste(self, self.chosen(method, checkpointing))
 
     def prophecy(
         self, data: Any = None, *, method: Method | None = None, checkpointing: bool | None = None
@@ -180,7 +179,7 @@ class Plan:
             raise NbkitError(
                 "There is no data to look at.", hint="plan.prophecy(nbkit.data.token_stats(rows, tokenizer))"
             )
-        chosen = self._chosen(method, checkpointing)
+        chosen = self.chosen(method, checkpointing)
 
         def peak(on: bool) -> Callable[[int, int], float]:
             gpus = self.place.count if chosen.how == "sharded" else 1
@@ -195,7 +194,8 @@ class Plan:
             data, self.place.room_gib, peak(chosen.checkpointing), feed, epochs=self.wish.epochs, checkpointed=again
         )
 
-    def _chosen(self, method: Method | None, checkpointing: bool | None) -> Option:
+    def chosen(self, method: Method | None = None, checkpointing: bool | None = None) -> Option:
+        """The option meant: the best, or the faster one of a method that fits; with checkpointing where none does."""
         if method is None:
             return self.best or self.of("qlora")
         if checkpointing is not None:
@@ -330,9 +330,9 @@ def plan(
     known, there = subject(model), place(where, rates=rates)
     if data is not None:
         longest = max(lengths_of(data)[0])
-        seq = min(seq or longest, longest)
+        seq = longest if seq is None else min(seq, longest)
     try:
-        wish = Wish(**{"seq": seq or 1024, **wishes})
+        wish = Wish(**{"seq": 1024 if seq is None else seq, **wishes})
     except TypeError as error:
         fields = ", ".join(Wish.__dataclass_fields__)
         raise NbkitError(
@@ -362,12 +362,11 @@ def build(
     ground: Surface,
     data: Any,
     notes: tuple[str, ...],
-    methods: Sequence[Method] = METHODS,
 ) -> Plan:
     """A Plan from a surface that is there already."""
-    composed: dict[tuple[int, int], list[Batch]] = {}
+    counted: dict[tuple[int, int], Load] = {}
     options = tuple(
-        option(known, there, wish, ground, data, method, checkpointing, composed)
+        option(known, there, wish, ground, data, method, checkpointing, counted)
         for method in METHODS
         for checkpointing in (False, True)
     )
@@ -382,26 +381,31 @@ def option(
     data: Any,
     method: Method,
     checkpointing: bool,
-    composed: dict[tuple[int, int], list[Batch]] | None = None,
+    counted: dict[tuple[int, int], Load] | None = None,
 ) -> Option:
-    """One row of a plan. `composed` keeps the batches of data that was composed before."""
+    """One row of a plan. `counted` keeps what data was made into before."""
     count, room, rank = there.count, there.room_gib, wish.rank
-    alone = ground.at(method, checkpointing, wish.batch or 1, wish.seq, rank=rank)
-    how: How = "one" if count == 1 else "each" if alone.high_gib <= room else "sharded"
-    gpus = count if how == "sharded" else 1
-    most = ground.largest_batch(room, method, checkpointing, wish.seq, rank=rank, gpus=gpus)
+    how = _how(ground, there, wish, method, checkpointing)
+    where: dict[str, Any] = {"rank": rank, "gpus": count, "how": how}
+    most = ground.largest_batch(room, method, checkpointing, wish.seq, **where)
     each = -(-wish.effective_batch // count)
     batch = wish.batch or max((size for size in range(1, min(each, most, 64) + 1) if each % size == 0), default=1)
     accumulation = max(-(-each // batch), 1)
-    memory = ground.at(method, checkpointing, batch, wish.seq, rank=rank, gpus=gpus)
+    memory = ground.at(method, checkpointing, batch, wish.seq, **where)
     step = replace(ground.step, method=method, checkpointing=checkpointing)
     link = replace(there.link, gpus=count, sharded=how == "sharded") if count > 1 else Link()
-    took = duration(
-        known.shape, step, _batches(wish, data, batch, accumulation, count, composed), there.rates, link=link
-    )
+    took = duration(known.shape, step, _load(wish, data, batch, accumulation, count, counted), there.rates, link=link)
     usd = None if there.usd_per_hour is None else there.usd_per_hour * (took.seconds / 3600 + SETUP_H)
-    longest = ground.longest_seq(room, method, checkpointing, rank=rank, gpus=gpus)
+    longest = ground.longest_seq(room, method, checkpointing, **where)
     return Option(method, checkpointing, how, batch, accumulation, memory, memory.fits(room), most, longest, took, usd)
+
+
+def _how(ground: Surface, there: Place, wish: Wish, method: Method, checkpointing: bool) -> How:
+    """Of several GPUs each holds everything where that fits, else they share the weights."""
+    if there.count == 1:
+        return "one"
+    copy = ground.at(method, checkpointing, wish.batch or 1, wish.seq, rank=wish.rank, gpus=there.count, how="each")
+    return "each" if copy.high_gib <= there.room_gib else "sharded"
 
 
 def feed_of(wish: Wish, batch: int, accumulation: int, world: int) -> Feed:
@@ -409,22 +413,17 @@ def feed_of(wish: Wish, batch: int, accumulation: int, world: int) -> Feed:
     return Feed(batch, accumulation, wish.seq, "bfd" if wish.packing else None, seed=wish.seed, world=world)
 
 
-def _batches(
-    wish: Wish,
-    data: Any,
-    batch: int,
-    accumulation: int,
-    world: int,
-    composed: dict[tuple[int, int], list[Batch]] | None,
-) -> Sequence[Batch]:
+def _load(
+    wish: Wish, data: Any, batch: int, accumulation: int, world: int, counted: dict[tuple[int, int], Load] | None
+) -> Load:
     key = (batch, accumulation * world)
-    if composed is not None and key in composed:
-        return composed[key]
+    if counted is not None and key in counted:
+        return counted[key]
     if data is None:
         steps = max(PER_TOKENS * wish.epochs // (batch * wish.seq * accumulation * world), 1)
-        found = list(uniform(batch, wish.seq, accumulation * world, steps))
+        found = Load.uniform(batch, wish.seq, accumulation * world, steps)
     else:
-        found = list(compose(data, feed_of(wish, batch, accumulation, world), epochs=wish.epochs))
-    if composed is not None:
-        composed[key] = found
+        found = Load.of(compose(data, feed_of(wish, batch, accumulation, world), epochs=wish.epochs, exact=False))
+    if counted is not None:
+        counted[key] = found
     return found

@@ -1,26 +1,43 @@
-"""Memory as a surface over batch, sequence and rank: evaluated in microseconds, here and in the planner's sliders.
+"""Memory as a surface over batch, sequence, rank and GPUs: evaluated in microseconds, here and in the planner's sliders.
 
-A part of the peak is affine in the tokens T of the micro-batch, in min(T, 4096) (the loss works in tiles) and in the
-rank: four numbers a part and moment, taken from the formula by evaluating it at five points. Where torch is at hand, two
-fake steps of the same variant set the surface right: the difference to the formula, a line in T, is added to it.
-
-Several GPUs (FSDP, ZeRO-3): what is held is divided; activations are not; two decoder layers and the embedding are
-gathered whole. Stated with 20 % more doubt: nothing here has been run on several GPUs.
+A part of the peak is affine in the tokens T of the micro-batch, in min(T, 4096) (the loss works in tiles), in the rank
+and, over several GPUs, in 1/N: a few numbers a part and moment, taken from the formula and from nbkit.memory.distributed
+by evaluating them at a dozen points. Where torch is at hand, two fake steps of a variant set its surface for one device
+right: the difference to the formula, a line in T, is added to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from nbkit.memory.formula import GIB, NF4_BYTES, TILE_ROWS, UNCERTAINTY, Method, Step, moments, outside
+from nbkit.memory import distributed
+from nbkit.memory.formula import GIB, TILE_ROWS, UNCERTAINTY, Estimate, Method, Part, Step, moments, outside
 from nbkit.memory.shapes import Shape
 
-HELD = ("weights", "adapters", "gradients", "optimizer")
-SHARDED_DOUBT = 0.20
-Coefficients = tuple[float, float, float, float]  # GiB: fixed, a token, a token of the first tile, a rank
+How = Literal["one", "each", "sharded"]  # one device; a copy on each of several (DDP); weights split over them (FSDP)
+STRATEGY: Mapping[How, distributed.Strategy] = {"each": "ddp", "sharded": "fsdp"}
+_NOTHING = 1e-9  # GiB: what is left of a part that cancels out
+Coefficients = tuple[float, ...]  # GiB: fixed, a token, a token of the first tile, a rank; then the same over N
 Line = tuple[float, float]  # GiB: fixed, a token
+Parts = Mapping[str, Mapping[str, Coefficients]]  # of each moment where the peak can lie
+
+
+@dataclass(frozen=True)
+class Way:
+    """One variant on one device or several: its parts, and how far the sum may be off.
+
+    Attributes:
+        doubt: Share of the allocated peak.
+        outside_gib: What the process holds beside its tensors, least and most.
+        safe_share: The most of a device that may be filled by the estimate, where such a rule holds; else 1.
+    """
+
+    moments: Parts
+    doubt: float
+    outside_gib: tuple[float, float]
+    safe_share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -35,20 +52,11 @@ class Correction:
 
 @dataclass(frozen=True)
 class Variant:
-    """One method, with or without checkpointing.
-
-    Attributes:
-        moments: For each moment where the peak can lie, the coefficients of each part.
-        gathered_gib: What a sharded run holds whole beside its share.
-        outside_gib: What the process holds beside its tensors, least and most.
-        correction: From fake steps, or None where the formula speaks alone.
-    """
+    """One method, with or without checkpointing. `correction` is from fake steps on one device, where there were any."""
 
     method: Method
     checkpointing: bool
-    moments: Mapping[str, Mapping[str, Coefficients]]
-    gathered_gib: float
-    outside_gib: tuple[float, float]
+    ways: Mapping[How, Way]
     correction: Correction | None = None
 
 
@@ -86,22 +94,29 @@ class Surface:
     step: Step
     variants: Mapping[tuple[Method, bool], Variant]
 
-    def at(self, method: Method, checkpointing: bool, batch: int, seq: int, *, rank: int = 16, gpus: int = 1) -> Point:
-        """The peak for `batch` x `seq` tokens on each of `gpus` that share the weights."""
-        variant = self.variants[method, checkpointing]
-        tokens = batch * seq
-        found = {name: _evaluate(parts, tokens, rank) for name, parts in variant.moments.items()}
-        if gpus > 1:
-            found = {name: _sharded(parts, variant.gathered_gib, gpus) for name, parts in found.items()}
+    def at(
+        self,
+        method: Method,
+        checkpointing: bool,
+        batch: int,
+        seq: int,
+        *,
+        rank: int = 16,
+        gpus: int = 1,
+        how: How = "one",
+    ) -> Point:
+        """The peak for `batch` x `seq` tokens on each of `gpus` devices."""
+        variant, tokens = self.variants[method, checkpointing], batch * seq
+        way = variant.ways[how]
+        found = {name: _evaluate(parts, tokens, rank, gpus) for name, parts in way.moments.items()}
         moment = max(found, key=lambda name: sum(found[name].values()))
-        parts = {name: gib for name, gib in found[moment].items() if gib > 0}
+        parts = {name: gib for name, gib in found[moment].items() if gib > _NOTHING}
         formula = sum(parts.values())
-        mended = variant.correction
-        if mended is None or gpus > 1:
-            doubt = UNCERTAINTY + (SHARDED_DOUBT if gpus > 1 else 0)
-            least, most = variant.outside_gib
-            low, high = formula * (1 - doubt) + least, formula * (1 + doubt) + most
-            return Point(parts, moment, low, high, "formula")
+        mended = variant.correction if how == "one" else None
+        if mended is None:
+            least, most = way.outside_gib
+            high = max(formula * (1 + way.doubt) + most, formula / way.safe_share)
+            return Point(parts, moment, formula * (1 - way.doubt) + least, high, "formula")
         more = _line(mended.allocated, tokens)
         if more > 0:
             parts["seen in a fake step"] = more
@@ -110,11 +125,11 @@ class Surface:
         low, high = formula + _line(mended.low, tokens), formula + _line(mended.high, tokens)
         return Point(parts, moment, low, high, mended.basis)
 
-    def largest_batch(self, room_gib: float, method: Method, checkpointing: bool, seq: int, **where: int) -> int:
+    def largest_batch(self, room_gib: float, method: Method, checkpointing: bool, seq: int, **where: Any) -> int:
         """Rows of `seq` tokens that fit for sure; 0 when not even one does."""
         return _most(lambda batch: self.at(method, checkpointing, batch, seq, **where).high_gib <= room_gib, 4096)
 
-    def longest_seq(self, room_gib: float, method: Method, checkpointing: bool, batch: int = 1, **where: int) -> int:
+    def longest_seq(self, room_gib: float, method: Method, checkpointing: bool, batch: int = 1, **where: Any) -> int:
         """Tokens of a row that fit for sure with `batch` rows; 0 when not even one token does."""
         return _most(lambda seq: self.at(method, checkpointing, batch, seq, **where).high_gib <= room_gib, 2**20)
 
@@ -141,15 +156,17 @@ class Surface:
         """JSON-ready: what planner.js computes with."""
         return {
             "tile": TILE_ROWS,
-            "held": HELD,
-            "doubt": {"one": UNCERTAINTY, "several": UNCERTAINTY + SHARDED_DOUBT},
             "variants": {
                 f"{one.method}:{'on' if one.checkpointing else 'off'}": {
-                    "moments": {
-                        name: {part: list(c) for part, c in parts.items()} for name, parts in one.moments.items()
+                    "ways": {
+                        how: {
+                            "moments": way.moments,
+                            "doubt": way.doubt,
+                            "outside": way.outside_gib,
+                            "safe": way.safe_share,
+                        }
+                        for how, way in one.ways.items()
                     },
-                    "gathered": one.gathered_gib,
-                    "outside": list(one.outside_gib),
                     "correction": None if one.correction is None else vars(one.correction),
                 }
                 for one in self.variants.values()
@@ -173,11 +190,37 @@ def surface(shape: Shape, step: Step) -> Surface:
 
 
 def _variant(shape: Shape, step: Step) -> Variant:
-    def bytes_at(tokens: int, rank: int) -> dict[str, dict[str, float]]:
-        return moments(shape, replace(step, micro_batch=1, seq=tokens, rank=rank))
+    def alone(tokens: int, rank: int) -> dict[str, dict[str, float]]:
+        found = moments(shape, replace(step, micro_batch=1, seq=tokens, rank=rank))
+        return {name: {part: size / GIB for part, size in parts.items()} for name, parts in found.items()}
 
-    one, tile, twice, thrice = (bytes_at(tokens, 8) for tokens in (1, TILE_ROWS, 2 * TILE_ROWS, 3 * TILE_ROWS))
-    wider = bytes_at(1, 16)
+    def among(how: How, gpus: int, tokens: int, rank: int) -> dict[str, dict[str, float]]:
+        asked = replace(step, micro_batch=1, seq=tokens, rank=rank)
+        spread_as = distributed.How(
+            STRATEGY[how],
+            gpus,
+            quant_storage_float=step.method == "qlora",
+            optimizer_8bit=step.optimizer == "adamw_8bit",
+        )
+        found = {}
+        for name, parts in alone(tokens, rank).items():
+            estimate = Estimate(shape, asked, name, tuple(Part(part, gib) for part, gib in parts.items()))
+            found[name] = dict(distributed.spread(distributed.Alone.of(estimate), spread_as).worst)
+        return found
+
+    ways: dict[How, Way] = {"one": Way(_affine(alone), UNCERTAINTY, outside(step))}
+    if step.device == "cuda":
+        for how in STRATEGY:
+            two, four = (_affine(lambda t, r, h=how, n=gpus: among(h, n, t, r)) for gpus in (2, 4))  # type: ignore[misc]
+            bar = distributed.BARS[STRATEGY[how]]
+            ways[how] = Way(_over_gpus(two, four), bar, distributed.OUTSIDE_GIB, distributed.SAFE_SHARE)
+    return Variant(step.method, step.checkpointing, ways)
+
+
+def _affine(at: Callable[[int, int], dict[str, dict[str, float]]]) -> dict[str, dict[str, Coefficients]]:
+    """Coefficients of each part, from its values at five places (tokens, rank)."""
+    one, tile, twice, thrice = (at(tokens, 8) for tokens in (1, TILE_ROWS, 2 * TILE_ROWS, 3 * TILE_ROWS))
+    wider = at(1, 16)
     found: dict[str, dict[str, Coefficients]] = {}
     for moment, parts in one.items():
         found[moment] = {}
@@ -185,22 +228,28 @@ def _variant(shape: Shape, step: Step) -> Variant:
             token = (thrice[moment][part] - twice[moment][part]) / TILE_ROWS
             tiled = (tile[moment][part] - base) / (TILE_ROWS - 1) - token
             rank = (wider[moment][part] - base) / 8
-            fixed = base - token - tiled - 8 * rank
-            found[moment][part] = (fixed / GIB, token / GIB, tiled / GIB, rank / GIB)
-    width = 4 if step.dtype == "float32" or (step.method == "full" and step.dtype == "float16") else 2
-    layer = shape.linear_params / shape.layers * (NF4_BYTES if step.method == "qlora" else width)
-    whole = shape.vocab * shape.hidden * width
-    return Variant(step.method, step.checkpointing, found, (2 * layer + whole) / GIB, outside(step))
+            found[moment][part] = (base - token - tiled - 8 * rank, token, tiled, rank)
+    return found
 
 
-def _evaluate(parts: Mapping[str, Coefficients], tokens: int, rank: int) -> dict[str, float]:
-    tiled = min(tokens, TILE_ROWS)
-    return {name: c[0] + c[1] * tokens + c[2] * tiled + c[3] * rank for name, c in parts.items()}
+def _over_gpus(two: Parts, four: Parts) -> dict[str, dict[str, Coefficients]]:
+    """Each coefficient as one number and one over N, from its values for two and four devices."""
+    return {
+        moment: {
+            part: (
+                *(2 * b - a for a, b in zip(half, four[moment][part], strict=True)),
+                *(4 * (a - b) for a, b in zip(half, four[moment][part], strict=True)),
+            )
+            for part, half in parts.items()
+        }
+        for moment, parts in two.items()
+    }
 
 
-def _sharded(parts: Mapping[str, float], gathered: float, gpus: int) -> dict[str, float]:
-    share = {name: gib / gpus if name in HELD else gib for name, gib in parts.items()}
-    return {**share, "gathered weights": gathered}
+def _evaluate(parts: Mapping[str, Coefficients], tokens: int, rank: int, gpus: int) -> dict[str, float]:
+    here: tuple[float, ...] = (1.0, tokens, min(tokens, TILE_ROWS), rank)
+    grid = here + tuple(value / gpus for value in here)
+    return {name: sum(c * x for c, x in zip(coefficients, grid, strict=False)) for name, coefficients in parts.items()}
 
 
 def _line(line: Line, tokens: int) -> float:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -195,6 +196,38 @@ class Duration:
 
 
 @dataclass(frozen=True)
+class Load:
+    """Micro-batches counted by size: what time depends on.
+
+    Attributes:
+        sizes: How many there are of each (tokens computed on, sum of squared lengths).
+        tokens: Without padding.
+    """
+
+    sizes: Mapping[tuple[int, int], int]
+    tokens: int
+    steps: int
+
+    @classmethod
+    def of(cls, batches: Iterable[Batch], max_steps: int | None = None) -> Load:
+        """Count `batches`, those after `max_steps` left out."""
+        sizes: Counter[tuple[int, int]] = Counter()
+        tokens = steps = 0
+        for batch in batches:
+            if max_steps is not None and batch.step > max_steps:
+                break
+            sizes[batch.processed, batch.pairs] += 1
+            tokens, steps = tokens + batch.tokens, max(steps, batch.step)
+        return cls(sizes, tokens, steps)
+
+    @classmethod
+    def uniform(cls, batch: int, seq: int, accumulation: int = 1, steps: int = 1) -> Load:
+        """Batches of equal length: for a question without data."""
+        count = steps * accumulation
+        return cls({(batch * seq, batch * seq * seq): count}, count * batch * seq, steps)
+
+
+@dataclass(frozen=True)
 class Link:
     """Several GPUs on one job.
 
@@ -211,42 +244,27 @@ class Link:
     bytes_per_s: float = 2.5e9
 
 
-def duration(
-    shape: Shape,
-    step: Step,
-    batches: Iterable[Batch],
-    rates: Rates,
-    *,
-    max_steps: int | None = None,
-    link: Link | None = None,
-) -> Duration:
-    """The time of a run over `batches`.
+def duration(shape: Shape, step: Step, load: Load, rates: Rates, *, link: Link | None = None) -> Duration:
+    """The time of a run.
 
     Args:
         shape: The model.
         step: Method, rank, targets, checkpointing, optimizer, number format.
-        batches: From nbkit.memory.batches.compose; or `uniform(...)`.
+        load: Load.of(nbkit.memory.batches.compose(...)), or Load.uniform(...).
         rates: spec_rates, a benchmark, or rates a run gave.
-        max_steps: Stop there, as SFTConfig(max_steps=) does.
-        link: Several GPUs; the batches are then those of all of them.
+        link: Several GPUs; the load is then that of all of them.
     Returns: A Duration. Evaluation, checkpoints and loading are not in it.
     Raises: NbkitError when there is no batch.
     """
     link = link or Link()
-    compute = unpack = 0.0
-    steps = count = tokens = processed = 0
-    seen: dict[tuple[int, int], tuple[float, float]] = {}
-    for batch in batches:
-        if max_steps is not None and batch.step > max_steps:
-            break
-        size = (batch.processed, batch.pairs)
-        if size not in seen:
-            seen[size] = work(shape, step, *size).seconds(rates)
-        compute, unpack = compute + seen[size][0], unpack + seen[size][1]
-        steps, count = max(steps, batch.step), count + 1
-        tokens, processed = tokens + batch.tokens, processed + batch.processed
-    if not count:
+    if not load.sizes:
         raise NbkitError("There is no batch, so there is no time.", hint="give data with at least one row")
+    compute = unpack = 0.0
+    for (tokens, pairs), times in load.sizes.items():
+        one = work(shape, step, tokens, pairs).seconds(rates)
+        compute, unpack = compute + times * one[0], unpack + times * one[1]
+    steps, count = load.steps, sum(load.sizes.values())
+    processed = sum(tokens * times for (tokens, _), times in load.sizes.items())
     parts = {"arithmetic": compute / link.gpus, "unpacking 4-bit weights": unpack / link.gpus}
     parts["optimizer"] = steps * _optimizer_bytes(shape, step) / rates.bytes_per_s
     if link.gpus > 1:
@@ -256,14 +274,8 @@ def duration(
     seconds = sum(parts.values())
     wide = rates.spread * _DOUBT[step.method] + (0.25 if link.gpus > 1 else 0)
     return Duration(
-        seconds, seconds / (1 + wide), seconds * (1 + wide), steps, count, tokens, processed, parts, rates.basis
+        seconds, seconds / (1 + wide), seconds * (1 + wide), steps, count, load.tokens, processed, parts, rates.basis
     )
-
-
-def uniform(batch: int, seq: int, accumulation: int = 1, steps: int = 1) -> Iterable[Batch]:
-    """Batches of equal length: for a question without data."""
-    for number in range(steps * accumulation):
-        yield Batch(number // accumulation + 1, (), batch, seq, batch * seq, batch * seq * seq)
 
 
 def _trained(shape: Shape, step: Step) -> tuple[int, int]:

@@ -93,6 +93,8 @@ def check_weights(trainer: Any) -> None:
     """
     import torch
 
-    bad = [name for name, p in trainer.model.named_parameters() if p.requires_grad and not bool(torch.isfinite(p).all())]
+    bad = [
+        name for name, p in trainer.model.named_parameters() if p.requires_grad and not bool(torch.isfinite(p).all())
+    ]
     if bad:
         raise NotFiniteError(f"{len(bad)} trained weights are not finite ({bad[0]})", trainer.state.global_step)

@@ -72,7 +72,9 @@ def _why_gone(path: Path, status: Status) -> str:
 
 def _hint(path: Path) -> str:
     if (path / "launch").is_dir():
-        return 'nbkit.start(trainer, resume="auto", detach=True) goes on from the last checkpoint; run.log has its output'
+        return (
+            'nbkit.start(trainer, resume="auto", detach=True) goes on from the last checkpoint; run.log has its output'
+        )
     return 'start the cell again with nbkit.start(trainer, resume="auto"): it goes on from the last checkpoint'
 
 
