@@ -20,6 +20,8 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "fits": ("nbkit.memory", "fits"),
     "plan": ("nbkit.memory", "plan"),
     "planner": ("nbkit.widgets", "planner"),
+    "predict": ("nbkit.memory", "predict"),
+    "Program": ("nbkit.memory", "Program"),
     "settings": ("nbkit.training", "settings"),
     "start": ("nbkit.widgets", "start"),
     "watch": ("nbkit.widgets", "watch"),

@@ -8,10 +8,14 @@ from nbkit.memory.fits import Fit, Fits, fits
 from nbkit.memory.formula import Estimate, Part, Step, estimate
 from nbkit.memory.lengths import Prophecy, prophecy
 from nbkit.memory.plan import Option, Plan, Wish, plan
+from nbkit.memory.predict import Peak, Prediction, predict
+from nbkit.memory.program import Program
 from nbkit.memory.shapes import SHAPES, Shape, shape
 from nbkit.memory.time import Duration, Load, Rates, duration, remaining
+from nbkit.memory.trace import Trace
 
 __all__ = [
-    "SHAPES", "Duration", "Estimate", "Feed", "Fit", "Fits", "Load", "Option", "Part", "Plan", "Prophecy", "Rates", "Shape",
-    "Step", "Wish", "benchmark", "compose", "duration", "estimate", "fits", "plan", "prophecy", "remaining", "shape",
+    "SHAPES", "Duration", "Estimate", "Feed", "Fit", "Fits", "Load", "Option", "Part", "Peak", "Plan", "Prediction", "Program",
+    "Prophecy", "Rates", "Shape", "Step", "Trace", "Wish", "benchmark", "compose", "duration", "estimate", "fits", "plan",
+    "predict", "prophecy", "remaining", "shape",
 ]  # fmt: skip

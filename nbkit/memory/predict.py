@@ -136,7 +136,9 @@ def predict(
     batch: int | None = None,
     seq: int | None = None,
     dtype: Literal["bfloat16", "float16", "float32"] | None = None,
-    device: Literal["cuda", "cpu"] = "cuda",
+    checkpointing: bool | None = None,
+    accumulates: bool | None = None,
+    device: Literal["cuda", "cpu"] | None = None,
     trust_remote_code: bool = False,
 ) -> Prediction:
     """Predict the memory of a training step by running it on fake tensors: no weights, no GPU.
@@ -147,16 +149,24 @@ def predict(
         args: SFTConfig or TrainingArguments, the object that the trainer will get. None: SFTConfig as it comes.
         peft_config: LoraConfig or another PEFT config; None trains every weight.
         quantization_config: BitsAndBytesConfig, 4 or 8 bit.
-        dataset: Prepared rows (a column input_ids, or lists of token ids): the longest decides `seq`, the lengths
-            decide what the allocator reserves.
-        gpu: A card's name from nbkit.hardware.CARDS, for the notes.
+        dataset: Prepared rows (a column input_ids, lists of token ids, or token counts): the longest decides the
+            peak, all of them what the allocator reserves.
+        gpu: A card's name from nbkit.hardware.CARDS: its workspace sizes are taken, and the answer is set against it.
         program: The loop's habits; read off `args` when None.
         batch, seq: Rows and tokens of the micro-batch; from `args` when None.
-        dtype: Of the weights; from the config, or float32 where fp16 mixed precision trains them all.
-        device: Where it will run.
+        dtype: Of the weights; from the config when None.
+        checkpointing, accumulates: From `args` when None.
+        device: Where it will run; a CPU only where `args.use_cpu` says so.
         trust_remote_code: Allow the model's own code to be run.
+    Returns: A Prediction; it shows itself as a table.
     Raises: ModelError for a model that cannot be found or built; NbkitError (exit code 2) for nonsense values and for
         target modules that match nothing.
-    Not covered: attention masks with holes, vision inputs, models with state-space layers (said in `notes`).
+    Not covered: attention masks with holes, images, more than one device (nbkit.memory.distributed).
     """
-    raise NotImplementedError  # interface first: the body follows
+    from nbkit.memory.predicted import predicted
+
+    return predicted(
+        model, args, peft_config=peft_config, quantization_config=quantization_config, dataset=dataset, gpu=gpu,
+        program=program, batch=batch, seq=seq, dtype=dtype, checkpointing=checkpointing, accumulates=accumulates,
+        device=device, trust_remote_code=trust_remote_code,
+    )  # fmt: skip

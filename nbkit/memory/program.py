@@ -14,9 +14,10 @@ from nbkit.errors import NbkitError
 
 Loss = Literal["trl fused", "plain", "chunked"]
 Optimizer = Literal[
-    "adamw", "adamw foreach", "adamw fused", "adamw 8-bit", "adamw paged", "adamw paged 8-bit", "sgd", "other"
+    "adamw", "adamw foreach", "adamw fused", "adamw 8-bit", "adamw 32-bit", "adamw paged", "adamw paged 8-bit", "sgd", "other"
 ]
 Attention = Literal["sdpa", "eager", "flash"]
+Held = Literal["no", "backward", "next"]
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,16 @@ class Program:
             takes the loss `chunk` tokens at a time (LitGPT, torchtune).
         chunk: Tokens a piece for `chunked`.
         chunked_head: With `chunked`, the head runs piece by piece too; otherwise only the cross entropy does.
-        holds_outputs: The model's outputs, logits included, live until the backward is over.
+        holds_outputs: How long the model's outputs live, logits included: "no" longer than the loss is computed,
+            through the "backward", or into the "next" forward, until the name is bound again.
+        outputs_to_fp32: The outputs are copied to float32 (accelerate's wrapper under mixed precision).
+        input_grads: Embeddings ask for gradients under checkpointing with adapters (enable_input_require_grads).
         set_to_none: `zero_grad` frees the gradient buffers; False keeps them, filled with zeros.
         optimizer: Which kernel steps. Of `foreach` and plain AdamW only the first makes a copy of all it trains.
         optimizer_in_backward: Each parameter steps when its gradient is there, and the gradient is freed.
         autocast: Format of automatic mixed precision, or None where the loop uses none.
         adapter_dtype: Format of the trained adapters; None leaves what PEFT made (float32).
+        casts_quantised_adapters: Adapters on quantised weights become bfloat16 (TRL).
         attention: The kernel of attention.
         head_quantised: 4-bit loading quantises the output head too (LitGPT); transformers leaves it in 16 bit.
         untied: Embedding and head are two matrices even where the config ties them.
@@ -49,12 +54,15 @@ class Program:
     loss: Loss = "plain"
     chunk: int = 256
     chunked_head: bool = False
-    holds_outputs: bool = False
+    holds_outputs: Held = "no"
+    outputs_to_fp32: bool = False
+    input_grads: bool = False
     set_to_none: bool = True
     optimizer: Optimizer = "adamw"
     optimizer_in_backward: bool = False
     autocast: Literal["bfloat16", "float16"] | None = None
     adapter_dtype: Literal["bfloat16", "float16", "float32"] | None = None
+    casts_quantised_adapters: bool = False
     attention: Attention = "sdpa"
     head_quantised: bool = False
     untied: bool = False
@@ -94,19 +102,23 @@ class Program:
             loss="plain" if smoothing else "trl fused",
             autocast=_autocast(args, default="bfloat16"),
             optimizer=_optimizer(args),
+            outputs_to_fp32=_autocast(args, default="bfloat16") is not None,
+            input_grads=True,
+            casts_quantised_adapters=True,
             activation_offloading=offloading,
         )
 
     @classmethod
     def trainer(cls, args: Any = None) -> Program:
         """transformers' Trainer: the model's own loss; outputs die with compute_loss."""
-        return cls(autocast=_autocast(args, default=None), optimizer=_optimizer(args))
+        autocast = _autocast(args, default=None)
+        return cls(autocast=autocast, outputs_to_fp32=autocast is not None, optimizer=_optimizer(args))
 
     @classmethod
     def plain_loop(
         cls,
         *,
-        holds_outputs: bool = True,
+        holds_outputs: Held = "next",
         set_to_none: bool = True,
         optimizer: Optimizer = "adamw foreach",
         autocast: Literal["bfloat16", "float16"] | None = None,

@@ -1,0 +1,162 @@
+"""What a GPU's kernels allocate where the CPU's code does otherwise: stand-ins for a fake step meant for CUDA.
+
+Each is counted from the kernel's source, named beside it; none is fitted to a measurement.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+# cuBLAS asks the allocator for one workspace a handle; forward and backward run on two threads, each with its own
+# handle. ":4096:2:16:8" is torch's default, 32 MiB on Hopper (aten/src/ATen/cuda/CublasHandlePool.cpp).
+CUBLAS_BYTES = 2 * (2 * 4096 + 8 * 16) * 1024
+CUBLAS_BYTES_HOPPER = 2 * 32 * 2**20
+OUTLIER_SHARE = 0.01  # columns that LLM.int8 keeps in 16 bit: the paper found 0.1 % and fewer than 1 % (2208.07339)
+
+
+def stand_ins(tracker: Any, *, device: str, scored: float = 1.0) -> dict[str, Callable[..., Any]]:
+    """Operators to answer otherwise, by name.
+
+    Args:
+        scored: Share of the positions that the fused head computes: on a GPU only those with a label.
+    """
+    import torch
+
+    def four_bit(func: Any, args: Any, kwargs: Any) -> Any:
+        # bitsandbytes 0.50: backends/cuda/ops.py `_dequant_linear_fallback`, taken for more than 1536 rows at once and
+        # for most shapes above 512; backends/default/ops.py on a CPU.
+        hidden, _, shape, absmax = args[:4]
+        nested = kwargs.get("absmax_8bit")
+        scratch = [torch.empty(tuple(shape), dtype=hidden.dtype)]
+        if nested is not None:
+            scratch += [torch.empty(nested.shape, dtype=torch.float32), torch.empty(nested.shape, dtype=torch.float32)]
+        out = hidden.new_empty((*hidden.shape[:-1], shape[0]))
+        tracker.hold("bitsandbytes::gemm_4bit", *scratch, out)
+        del absmax
+        return out
+
+    def eight_bit_quantise(func: Any, args: Any, kwargs: Any) -> Any:
+        # backends/cuda/ops.py `int8_vectorwise_quant`: A.abs(), the comparison, then int8 rows with a scale each.
+        hidden = args[0]
+        threshold = args[1] if len(args) > 1 else kwargs.get("threshold", 0.0)
+        rows = hidden.new_empty(hidden.shape, dtype=torch.int8)
+        scale = hidden.new_empty(hidden.numel() // hidden.shape[-1], dtype=torch.float32)
+        if not threshold:
+            return rows, scale, None
+        tracker.hold("bitsandbytes::int8_vectorwise_quant", torch.empty_like(hidden), rows.new_empty(rows.shape), rows)
+        return rows, scale, hidden.new_empty(_outliers(hidden), dtype=torch.int64)
+
+    def eight_bit_product(func: Any, args: Any, kwargs: Any) -> Any:
+        # backends/default/ops.py `int8_mixed_scaled_mm`: int32 product, fp16 copy, the outliers' product added.
+        hidden, rows, weight = args[:3]
+        shape = (*rows.shape[:-1], weight.shape[0])
+        product, half = hidden.new_empty(shape, dtype=torch.int32), hidden.new_empty(shape, dtype=torch.float16)
+        out = hidden.new_empty(shape)
+        tracker.hold("bitsandbytes::int8_mixed_scaled_mm", product, half, out)
+        return out, hidden.new_empty((hidden.shape[0], _outliers(hidden)))
+
+    def picked(func: Any, args: Any, kwargs: Any) -> Any:
+        # hidden_states[mask]: how many are picked depends on the data, which a fake does not have.
+        tensor, indices = args[:2]
+        mask = indices[0] if indices else None
+        if mask is None or mask.dtype not in {torch.bool, torch.uint8}:
+            return func(*args, **kwargs)
+        count = max(1, round(mask.numel() * scored))
+        return tensor.new_empty((count, *tensor.shape[mask.dim() :]))
+
+    def attention_backward(func: Any, args: Any, kwargs: Any) -> Any:
+        # flash_api.cpp `mha_bwd`: fp32 sums for dq, softmax_d, and full-headed dk, dv where heads share keys.
+        query, key = args[1], args[2]
+        batch, heads, rows, width = query.shape
+        rows, width = -(-rows // 128) * 128, -(-width // 32) * 32
+        scratch = [
+            query.new_empty((batch, heads, rows, width), dtype=torch.float32),
+            query.new_empty((batch, heads, rows), dtype=torch.float32),
+        ]
+        if key.shape[1] != heads:
+            scratch += [query.new_empty((batch, heads, *key.shape[2:])) for _ in range(2)]
+        out = func(*args, **kwargs)
+        tracker.hold("flash attention backward", *scratch, *out)
+        return out
+
+    table: dict[str, Callable[..., Any]] = {
+        "bitsandbytes::gemm_4bit": four_bit,
+        "bitsandbytes::int8_vectorwise_quant": eight_bit_quantise,
+        "bitsandbytes::int8_mixed_scaled_mm": eight_bit_product,
+        "aten::index": picked,
+    }
+    if device == "cuda":
+        table["aten::_scaled_dot_product_flash_attention_for_cpu_backward"] = attention_backward
+    return table
+
+
+def _outliers(hidden: Any) -> int:
+    return max(1, round(hidden.shape[-1] * OUTLIER_SHARE))
+
+
+@contextlib.contextmanager
+def as_on(device: str) -> Iterator[tuple[str, ...]]:
+    """Let TRL's head behave as under Triton while the block runs: in place, tile by tile, on scored positions only.
+
+    Yields: Doubts, where the installed TRL does not look as expected.
+    """
+    if device != "cuda":
+        yield ()
+        return
+    try:
+        from trl.kernels import chunked_logprob
+        from trl.trainer import utils
+    except ImportError:
+        yield ()
+        return
+    wanted = [
+        (chunked_logprob, "_forward_tile", _nothing),
+        (chunked_logprob, "_backward_tile", _nothing),
+        (chunked_logprob, "_addmm_fp32", _nothing),
+        (utils, "_use_triton", _true),
+    ]
+    missing = tuple(f"{module.__name__}.{name}" for module, name, _ in wanted if not hasattr(module, name))
+    before = [(module, name, getattr(module, name)) for module, name, _ in wanted if hasattr(module, name)]
+    try:
+        for module, name, value in wanted:
+            if hasattr(module, name):
+                setattr(module, name, value)
+        yield tuple(f"{name} is not in this TRL; its head is counted as on a CPU" for name in missing)
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """A Triton kernel allocates nothing."""
+
+
+def _true(*_: Any) -> bool:
+    return True
+
+
+@functools.cache
+def register_flash() -> str:
+    """Teach transformers an attention that keeps what flash attention keeps and knows no S x S mask.
+
+    Returns: The name to put into `config._attn_implementation`.
+    """
+    import torch
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    def flash(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> tuple[Any, None]:
+        out = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, dropout_p=options.get("dropout", 0.0),
+            scale=options.get("scaling"), enable_gqa=key.shape[1] != query.shape[1],
+        )  # fmt: skip
+        return out.transpose(1, 2).contiguous(), None
+
+    def no_mask(*_: Any, **__: Any) -> None:
+        return None
+
+    AttentionInterface.register("nbkit_flash", flash)
+    AttentionMaskInterface.register("nbkit_flash", no_mask)
+    return "nbkit_flash"

@@ -1,0 +1,251 @@
+"""Run the real training step on fake tensors and keep what was live, by phase, operator and module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from nbkit.errors import NbkitError
+from nbkit.memory import fake, kernels, optimizers
+from nbkit.memory.places import Places
+from nbkit.memory.program import Program
+from nbkit.memory.tracker import BLOCK, Tally, Tracker
+
+
+@dataclass(frozen=True)
+class Job:
+    """One step to run.
+
+    Attributes:
+        checkpointing: None for none, else the keywords for torch.utils.checkpoint.
+        accumulates: More than one micro-batch a step: gradients are there while the next one runs.
+        packed: Rows carry position ids and no mask, several texts in one row.
+        args: The trainer's arguments, for optimizers that transformers makes.
+        scored: Share of positions with a label.
+    """
+
+    wanted: fake.Wanted
+    program: Program
+    batch: int
+    seq: int
+    checkpointing: dict[str, Any] | None = None
+    accumulates: bool = False
+    packed: bool = False
+    device: Literal["cuda", "cpu"] = "cuda"
+    args: Any = field(default=None, compare=False)
+    scored: float = 1.0
+
+
+@dataclass
+class Ran:
+    """What one run found. Bytes.
+
+    Attributes:
+        tally: Peaks and, when traced, events of the steady step.
+        first: Events of the first step, when traced.
+        paged: Optimizer states in managed memory; they are counted in the tally and must be taken out.
+        params, trained: Counts.
+    """
+
+    tally: Tally
+    first: Tally
+    resident: tuple[int, ...]
+    paged: int
+    params: int
+    trained: int
+    doubts: tuple[str, ...]
+
+
+def run(job: Job, layers: int | None, *, edge: int = 2, trace: bool = False) -> Ran:
+    """Run two steps of `job` with that many decoder layers; the second is recorded, optimizer states in place.
+
+    Where nothing of the first step's forward lives on, its gradients are put there instead of computed.
+
+    Raises: ModelError, NbkitError as fake.build; NbkitError when the step itself fails on fakes.
+    """
+    import torch
+
+    built = fake.build(job.wanted, layers, job.program)
+    model, program = built.model, job.program
+    with fake.quiet():
+        _prepare(model, job, adapted=built.adapted)
+    places = Places(model, edge)
+    tracker = Tracker(places, block=BLOCK if job.device == "cuda" else 64, vocab=_vocab(job.wanted.config))
+    tracker.stand_ins = kernels.stand_ins(tracker, device=job.device, scored=job.scored)
+    tracker.tracing = trace
+    resident = _adopt(model, tracker)
+    try:
+        with fake.quiet(), kernels.as_on(job.device) as doubts, built.mode, tracker:
+            optimizer = optimizers.make(program, model, job.args)
+            stepper = _Stepper(model, job, optimizer, tracker)
+            if trace or program.holds_outputs == "next" or program.optimizer_in_backward:
+                stepper.step(1)
+            else:
+                stepper.warm_up()
+            first, tracker.tally = tracker.tally, Tally()
+            tracker.recording = True
+            stepper.step(2 if job.accumulates else 1)
+            paged = optimizers.paged_bytes(optimizer, program)
+    except NbkitError:
+        raise
+    except Exception as error:
+        raise NbkitError(
+            f"The step cannot be run on fake tensors: {type(error).__name__}: {str(error).splitlines()[0][:300]}",
+            hint="nbkit.memory.estimate(Shape.from_config(config), Step(...)) gives a formula's answer",
+        ) from error
+    finally:
+        places.close()
+        stepper = optimizer = None
+    params, trained = _counts(model)
+    return Ran(tracker.tally, first, resident, paged, params, trained, doubts)
+
+
+def _vocab(config: Any) -> int:
+    return int(getattr(config, "vocab_size", 0) or 0)
+
+
+def _counts(model: Any) -> tuple[int, int]:
+    params = trained = 0
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        params += state.shape.numel() if state is not None else parameter.numel()
+        trained += parameter.numel() if parameter.requires_grad else 0
+    return params, trained
+
+
+def _adopt(model: Any, tracker: Tracker) -> tuple[int, ...]:
+    sizes = []
+    adapters = hasattr(model, "peft_config")
+    tensors = [("adapters" if adapters and one.requires_grad else "weights", one) for one in model.parameters()]
+    tensors += [("weights", one) for one in (*model.buffers(), *fake.constants(model))]
+    for kind, tensor in tensors:
+        before = tracker.live
+        tracker.adopt(tensor, kind)
+        if tracker.live > before:
+            sizes.append(tensor.untyped_storage().nbytes())
+    return tuple(sizes)
+
+
+def _prepare(model: Any, job: Job, *, adapted: bool) -> None:
+    """What the program does to the model before the first step."""
+    import torch
+
+    program = job.program
+    if program.attention == "flash":
+        model.config._attn_implementation = kernels.register_flash()  # noqa: SLF001 - what set_attn_implementation sets
+        for module in model.modules():
+            config = getattr(module, "config", None)
+            if config is not None and hasattr(config, "_attn_implementation"):
+                config._attn_implementation = "nbkit_flash"  # noqa: SLF001
+    if job.checkpointing is not None:
+        options = dict(job.checkpointing)
+        extra = {name: options.pop(name) for name in ("every_n_layers", "offload") if name in options}
+        options.setdefault("use_reentrant", False)
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        if adapted:  # PeftModel forwards unknown names to the base model
+            enable = getattr(model.base_model.model, "activation_checkpointing_enable", enable)
+        extra.pop("offload", None)
+        enable(options, **extra)
+        if adapted and program.input_grads:
+            model.enable_input_require_grads()
+    base = model.get_base_model() if adapted else model
+    if program.loss == "trl fused" and job.wanted.task == "causal":
+        from trl.trainer.utils import add_fused_lm_head
+
+        add_fused_lm_head(base, outputs=("log_probs", "entropy", "is_top1"))
+    if program.autocast:
+        forward = model.forward
+        dtype = getattr(torch, program.autocast)
+
+        def mixed(*args: Any, **kwargs: Any) -> Any:
+            with torch.autocast("cpu", dtype=dtype):
+                return forward(*args, **kwargs)
+
+        model.forward = mixed
+        if program.outputs_to_fp32:
+            from accelerate.utils.operations import convert_outputs_to_fp32
+
+            model.forward = convert_outputs_to_fp32(mixed)
+
+
+class _Stepper:
+    """The loop of the program."""
+
+    def __init__(self, model: Any, job: Job, optimizer: Any, tracker: Tracker) -> None:
+        self.model, self.job, self.optimizer, self.tracker = model, job, optimizer, tracker
+        self.held: Any = None
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._has_grad)
+
+    def _has_grad(self, parameter: Any) -> None:
+        self.tracker.adopt(parameter.grad, "gradients")
+        if self.job.program.optimizer_in_backward:
+            self._step_one(parameter)
+
+    def _step_one(self, parameter: Any) -> None:
+        raise NotImplementedError(parameter)
+
+    def warm_up(self) -> None:
+        """Make the optimizer's states, and the gradient buffers where the program keeps them."""
+        import torch
+
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.empty_like(parameter)
+                self.tracker.adopt(parameter.grad, "gradients")
+        self._update()
+
+    def _update(self) -> None:
+        tracker = self.tracker
+        tracker.phase, tracker.places.backward = "optimizer", False
+        self.optimizer.step()
+        for state in optimizers.states(self.optimizer):
+            tracker.adopt(state, "optimizer states")
+        self.optimizer.zero_grad(set_to_none=self.job.program.set_to_none)
+
+    def step(self, micro_batches: int) -> None:
+        for _ in range(micro_batches):
+            self._micro()
+        self._update()
+
+    def _micro(self) -> None:
+        tracker, held = self.tracker, self.job.program.holds_outputs
+        tracker.phase, tracker.places.backward = "forward", False
+        inputs = self._inputs()
+        outputs, loss = self._forward(inputs)
+        if held != "no":
+            self.held = outputs
+        del outputs, inputs
+        tracker.phase, tracker.places.backward = "backward", True
+        loss.backward()
+        tracker.places.backward = False
+        del loss
+        if held == "backward":
+            self.held = None
+
+    def _inputs(self) -> dict[str, Any]:
+        import torch
+
+        job = self.job
+        ids = torch.zeros((job.batch, job.seq), dtype=torch.int64)
+        inputs = {"input_ids": ids, "labels": ids}
+        if job.wanted.task == "sequence classification":
+            inputs["labels"] = torch.zeros((job.batch,), dtype=torch.int64)
+        if job.packed:
+            inputs["position_ids"] = torch.zeros((job.batch, job.seq), dtype=torch.int64)
+        for one in inputs.values():
+            self.tracker.adopt(one, "inputs")
+        return inputs
+
+    def _forward(self, inputs: dict[str, Any]) -> tuple[Any, Any]:
+        program = self.job.program
+        if program.loss == "trl fused" and self.job.wanted.task == "causal":
+            outputs = self.model(**inputs, use_cache=False, fused_lm_head=True)
+            per_token = -outputs.log_probs
+            return outputs, per_token.sum() / inputs["labels"].numel()
+        outputs = self.model(**inputs)
+        loss = outputs.loss
+        if program.holds_outputs == "no":
+            outputs = None
+        return outputs, loss
