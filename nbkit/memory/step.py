@@ -63,7 +63,6 @@ def run(job: Job, layers: int | None, *, edge: int = 2, trace: bool = False) -> 
 
     Raises: ModelError, NbkitError as fake.build; NbkitError when the step itself fails on fakes.
     """
-    import torch
 
     built = fake.build(job.wanted, layers, job.program)
     model, program = built.model, job.program

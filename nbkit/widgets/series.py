@@ -158,7 +158,7 @@ class Series:
         since = time - self.begun
         at = bisect.bisect_right(self.rows, since, key=lambda row: row.seconds)
         if at == 0:
-            return max(0.0, self.rows[0].step - 0.5)
+            return float(self.rows[0].step)
         left = self.rows[at - 1]
         if at < len(self.rows):
             right = self.rows[at]

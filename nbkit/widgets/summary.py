@@ -16,7 +16,7 @@ from nbkit.widgets.series import short, thinned
 
 VERSION = 1
 _COLUMNS = ("step", "seconds", "loss", "rate", "gradient", "speed")
-_EVALS_SHOWN = 6
+_EVALS_SHOWN = 4
 _SAMPLES_SHOWN, _SAMPLE_CHARACTERS = 4, 600
 
 
