@@ -19,7 +19,7 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "probe": ("nbkit.hardware", "probe"),
     "fits": ("nbkit.memory", "fits"),
     "plan": ("nbkit.memory", "plan"),
-    "planner": ("nbkit.widgets", "planner"),
+    "planner": ("nbkit.widgets.still", "planner"),
     "predict": ("nbkit.memory", "predict"),
     "Program": ("nbkit.memory", "Program"),
     "settings": ("nbkit.training", "settings"),

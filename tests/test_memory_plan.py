@@ -272,14 +272,21 @@ class TestQuestions:
 
     @pytest.mark.parametrize(
         ("asked", "name"),
-        [("mistral-7b", "Mistral-7B"), ("Llama-2-13b-hf", "Llama-2-13B"), ("Qwen2.5-7B-Instruct", "Qwen2.5-7B"),
-         ("Meta-Llama-3-8B", "Llama-3-8B"), ("embedded", "SmolLM2-135M")],
+        [("mistral-7b", "Mistral-7B"), ("Llama-2-13b-hf", "Llama-2-13b-hf"), ("Qwen2.5-7B-mine", "Qwen2.5-7B"),
+         ("Meta-Llama-3-8B-mine", "Llama-3-8B"), ("embedded", "SmolLM2-135M")],
     )  # fmt: skip
     def test_models_by_name(self, asked, name):
-        """A well-known name in any case, and a name that begins with one, said so."""
+        """A well-known name in any case, a listed one, and a name that begins with one, said so."""
         found = subject(asked)
         assert name == found.shape.name
         assert bool(found.notes) == (asked.lower() not in {name.lower(), "embedded"})
+
+    def test_a_listed_hub_id_needs_no_network(self, monkeypatch):
+        """Sizes and positions come from nbkit's own table, exactly."""
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        found = subject("Qwen/Qwen2.5-14B-Instruct")
+        assert (48, 5120, ()) == (found.shape.layers, found.shape.hidden, found.notes)
+        assert 32768 <= found.positions
 
     def test_a_folder_is_read(self, tmp_path):
         """config.json decides, with its positions."""
@@ -295,7 +302,7 @@ class TestQuestions:
     def test_a_hub_id_without_a_network_is_taken_by_its_name_and_said_so(self, monkeypatch):
         """The doubt stands below the table; an unknown one is an error."""
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        found = plan("mistralai/Mistral-7B-Instruct-v0.3", "T4")
+        found = plan("someone/Mistral-7B-Instruct-mine", "T4")
         assert any("Taken as Mistral-7B, because the config could not be read" in note for note in found.subject.notes)
         assert "Taken as Mistral-7B" in str(found)
         with pytest.raises(ModelError):

@@ -10,6 +10,7 @@ from typing import Any
 
 from nbkit.errors import MissingPackageError, ModelError
 from nbkit.memory.shapes import ALSO, SHAPES, Shape, shape
+from nbkit.models.known import known
 
 EMBEDDED = "SmolLM2-135M"
 
@@ -48,14 +49,16 @@ def subject(model: Any) -> Subject:
 
 
 def _named(model: str) -> Subject:
-    known = {one.name.lower(): one for one in (*SHAPES, *ALSO)}
+    names = {one.name.lower() for one in (*SHAPES, *ALSO)}
     if model == "embedded":
         return Subject(shape(EMBEDDED), "embedded", 8192)
     if Path(model).expanduser().is_dir():
         return _folder(Path(model).expanduser())
     if "/" in model:
         return _hub(model)
-    near = None if model.lower() in known else _like(model)
+    if model.lower() not in names and (listed := _listed(model)) is not None:
+        return listed
+    near = None if model.lower() in names else _like(model)
     if near is not None:
         return Subject(near, near.name, notes=(f"Taken as {near.name}, which {model!r} begins with.",))
     found = shape(model)
@@ -81,8 +84,19 @@ def _read(file: Path, name: str, source: str) -> Subject:
     return Subject(Shape.from_config(config, name), source, positions)
 
 
+def _listed(name: str) -> Subject | None:
+    """From nbkit's table of hub ids, which needs no network and no torch."""
+    entry = known(name)
+    if entry is None:
+        return None
+    config = SimpleNamespace(**entry.config)
+    return Subject(
+        Shape.from_config(config, name.rpartition("/")[2]), name, getattr(config, "max_position_embeddings", None)
+    )
+
+
 def _hub(repo: str) -> Subject:
-    """From the hub's cache or the hub; where neither answers, a well-known model of that name, and said so."""
+    """From the hub's cache, nbkit's table or the hub; where none answers, a well-known model like it, and said so."""
     name = repo.rpartition("/")[2]
     near = _like(name)
     try:
@@ -90,12 +104,17 @@ def _hub(repo: str) -> Subject:
 
         from nbkit.models import resolve
 
+        cached = try_to_load_from_cache(repo, "config.json")
+        if not isinstance(cached, str) and (listed := _listed(repo)) is not None:
+            return listed
         resolve(repo)
         cached = try_to_load_from_cache(repo, "config.json")
         if isinstance(cached, str):
             return _read(Path(cached), name, repo)
         reason = "its config is not in the cache"
     except ImportError:
+        if (listed := _listed(repo)) is not None:
+            return listed
         reason = "huggingface_hub is not installed"
     except (ModelError, MissingPackageError) as error:
         if near is None:

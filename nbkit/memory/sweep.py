@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from nbkit.memory import distributed
@@ -174,8 +175,9 @@ class Surface:
         }
 
 
+@lru_cache(maxsize=64)
 def surface(shape: Shape, step: Step) -> Surface:
-    """The surface of a model by formula.
+    """The surface of a model by formula; kept, for a plan asks for the same one many times.
 
     Args:
         step: Its number format, targets, optimizer, loss and device are kept; method, checkpointing, batch, sequence and

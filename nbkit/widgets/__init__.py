@@ -8,6 +8,5 @@ from __future__ import annotations
 
 from nbkit.widgets.live import start, watch
 from nbkit.widgets.overlay import Overlay, overlay
-from nbkit.widgets.still import planner
 
-__all__ = ["Overlay", "overlay", "planner", "start", "watch"]
+__all__ = ["Overlay", "overlay", "start", "watch"]

@@ -109,6 +109,7 @@ class View {
   remove() {
     this.model.off(null, this.listen);
     clearTimeout(this.timer);
+    cancelAnimationFrame(this.frame);
     this.root.remove();
   }
 
@@ -155,6 +156,7 @@ class View {
     }
     this.map = node("div", { class: "nbkit-plan-map", role: "img", "data-nbkit": "map" });
     this.limits = node("div", { class: "nbkit-plan-limits", "data-nbkit": "limits" });
+    this.layMap();
     this.map.addEventListener("click", (event) => {
       const { batch, seq } = event.target.dataset;
       if (batch) this.set({ batch: Number(batch), seq: Number(seq) });
@@ -210,31 +212,41 @@ class View {
     }
     const idle = this.model.get("method") === "full";
     this.sliders.rank.input.disabled = idle;
-    this.drawMap(key, batch, seq, rank);
+    cancelAnimationFrame(this.frame);
+    this.frame = requestAnimationFrame(() => this.drawMap(key, batch, seq, rank));
     const beyond = data.positions && seq > data.positions ? [`${whole(seq)} tokens are more than the model's ${whole(data.positions)} positions.`] : [];
     this.note.textContent = [`Memory by ${now.basis}; speed within a factor of ${(1 + data.rates.spread).toFixed(1)}.`, ...beyond, ...data.notes].join(" ");
     this.root.dataset.high = now.high.toFixed(4);
     this.root.dataset.allocated = now.allocated.toFixed(4);
   }
 
-  drawMap(key, batch, seq, rank) {
-    const { data } = this, { room } = data, rows = [...data.stops.batch].filter((v) => v <= 64 || v === batch).reverse(), columns = data.stops.seq;
-    const high = (b, s) => point(data, key, b, s, rank).high <= room;
-    const cells = [];
-    for (const b of rows) {
-      cells.push(node("span", { class: "nbkit-plan-tick" }, String(b)));
+  // The cells stand once; a move changes what they say. After the frame: the bars are what the eye is on.
+  layMap() {
+    const { batch: rows, seq: columns } = this.data.stops;
+    this.cells = [];
+    for (const b of [...rows].reverse()) {
+      this.map.append(node("span", { class: "nbkit-plan-tick" }, String(b)));
       for (const s of columns) {
-        const one = point(data, key, b, s, rank), fits = verdict(one, room);
-        const cell = node("i", { "data-fits": fits, "data-batch": b, "data-seq": s, title: `${b} × ${whole(s)}: ${gib(one.low)}–${gib(one.high)} GiB, ${WORDS[fits]}` });
-        if (b === batch && s === seq) cell.dataset.here = "";
-        cell.style.setProperty("--fill", Math.min(1, one.high / room).toFixed(3));
-        cells.push(cell);
+        const cell = node("i", { "data-batch": b, "data-seq": s });
+        this.cells.push([cell, b, s]);
+        this.map.append(cell);
       }
     }
-    cells.push(node("span", { class: "nbkit-plan-tick" }));
-    columns.forEach((s, i) => cells.push(node("span", { class: "nbkit-plan-tick" }, i % 2 === 0 || columns.length < 9 ? short(s) : "")));
+    this.map.append(node("span", { class: "nbkit-plan-tick" }));
+    columns.forEach((s, i) => this.map.append(node("span", { class: "nbkit-plan-tick" }, i % 2 === 0 || columns.length < 9 ? short(s) : "")));
     this.map.style.gridTemplateColumns = `26px repeat(${columns.length}, minmax(0, 1fr))`;
-    this.map.replaceChildren(...cells);
+  }
+
+  drawMap(key, batch, seq, rank) {
+    const { data } = this, { room } = data;
+    const high = (b, s) => point(data, key, b, s, rank).high <= room;
+    for (const [cell, b, s] of this.cells) {
+      const one = point(data, key, b, s, rank), fits = verdict(one, room);
+      if (cell.dataset.fits !== fits) cell.dataset.fits = fits;
+      cell.title = `${b} × ${whole(s)}: ${gib(one.low)}–${gib(one.high)} GiB, ${WORDS[fits]}`;
+      cell.toggleAttribute("data-here", b === batch && s === seq);
+      cell.style.setProperty("--fill", Math.min(1, one.high / room).toFixed(2));
+    }
     const most = largest((b) => high(b, seq), 4096), longest = largest((s) => high(batch, s), 1 << 20);
     this.map.setAttribute("aria-label", `At ${whole(seq)} tokens up to ${whole(most)} rows fit; with ${whole(batch)} rows up to ${whole(longest)} tokens fit.`);
     this.limits.replaceChildren(

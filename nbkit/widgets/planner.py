@@ -18,7 +18,7 @@ from nbkit.memory.plan import METHODS, build
 from nbkit.memory.time import work
 from nbkit.widgets.still import Still
 
-_BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+_BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _SEQS = (128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768)
 _RANKS = (4, 8, 16, 32, 64, 128, 256)
 _PROBE = 1 << 20  # tokens; the work of a token is read off where rounding does not matter

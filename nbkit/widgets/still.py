@@ -35,8 +35,8 @@ class Still:
 
     @property
     def _title(self) -> str:
-        one = self.plan.chosen()
-        return f"{self.plan.subject.shape.name}, {one.name}, {one.batch} x {self.plan.wish.seq:,} tokens on {self.plan.place.label}"
+        one, shape = self.plan.chosen(), self.plan.subject.shape
+        return f"{shape.name}, {one.name}, {one.batch} x {self.plan.wish.seq:,} tokens on {self.plan.place.label}"
 
 
 def planner(model: Any, gpu: Any = None, data: Any = None, **wishes: Any) -> Any:
