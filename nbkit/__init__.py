@@ -17,6 +17,7 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "models": ("nbkit.models", None),
     "evaluation": ("nbkit.evaluation", None),
     "probe": ("nbkit.hardware", "probe"),
+    "doctor": ("nbkit.hardware", "doctor"),
     "fits": ("nbkit.memory", "fits"),
     "plan": ("nbkit.memory", "plan"),
     "planner": ("nbkit.widgets.still", "planner"),

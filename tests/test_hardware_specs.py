@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib.resources import files
 
 import pytest
 
@@ -44,13 +45,20 @@ class TestFigures:
 
     def test_the_derivation_alone_is_within_a_tenth(self):
         """Without the sheets' figures the formula overstates the datacentre cards by at most 9 %, and none by less."""
-        data = json.loads(
-            (__import__("importlib.resources").resources.files("nbkit.hardware") / "specs.json").read_text()
-        )
+        data = json.loads((files("nbkit.hardware") / "specs.json").read_text())
         for row in data["gpus"]:
             if row["name"] in PUBLISHED:
                 derived = derive_tflops({**row, "sheet_tflops": {}}, data["architectures"])["fp16"]
                 assert 0.99 < derived / PUBLISHED[row["name"]] < 1.09, row["name"]
+
+    @pytest.mark.parametrize(
+        ("name", "expected"), [("T4", 130), ("A100-40GB", 624), ("RTX 3090", 284), ("H100-80GB", 1979), ("L40S", 733)]
+    )
+    def test_integers_run_at_full_rate_on_every_card(self, name, expected):
+        """GeForce cards halve float32 accumulation, not integers; TF32 is half of fp16."""
+        assert pytest.approx(expected, rel=0.015) == gpu(name).tflops["int8"]
+        assert "tf32" not in gpu("T4").tflops
+        assert pytest.approx(156, rel=0.01) == gpu("A100-40GB").tflops["tf32"]
 
     def test_bf16_begins_with_ampere(self):
         """Cards below compute capability 8.0 have no bf16 rate; TPUs have."""

@@ -17,7 +17,8 @@ def main() -> None:
     \b
     Examples:
       nbkit check            what this machine has, and what fits on it
-      nbkit fit Mistral-7B --gpu T4   which methods fit a model on a card, how long, how dear
+      nbkit doctor           what is wrong here, and how to mend it
+      nbkit fit Mistral-7B   which ways of training it fit, here or on a card
       nbkit demo             four notebooks, a real 4-bit model, base against tuned
       nbkit runs             what was trained, the newest first
       nbkit watch            follow the newest run from a terminal
@@ -25,7 +26,7 @@ def main() -> None:
       nbkit stop 20261124    finish the step, save, end
 
     \b
-    Exit codes: 0 ok, 1 failed, 2 usage, 130 interrupted.
+    Exit codes: 0 ok, 1 failed, 2 usage, 5 the doctor found a blocker, 130 interrupted.
     """
 
 

@@ -1,8 +1,10 @@
-"""Verbs about machines: what is here, and what fits on it."""
+"""Verbs about machines: what is here, what is wrong with it, what fits, what could be rented."""
 
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import click
 
@@ -12,19 +14,57 @@ from nbkit.cli._base import json_option
 @click.command()
 @json_option
 def check(as_json: bool) -> None:
-    """Show this machine's hardware, its disks, and which model fits with which method.
+    """Show this machine's hardware, its disks, the usual advice against it, and which model fits with which method.
 
-    Looks at GPUs through NVML, at CPU, RAM, disks and installed packages; loads neither torch nor CUDA.
+    Looks at GPUs through NVML, at CPU, RAM, disks and installed packages, and reads from the disks for a second to
+    measure them (nothing is written). Loads neither torch nor CUDA.
+
+    \b
+    Examples:
+      nbkit check
+      nbkit check --json | jq '.gpus[].name'
     """
     from nbkit.hardware import probe
     from nbkit.memory import fits
 
-    machine = probe()
+    machine = probe(read_speed=True)
     if as_json:
         click.echo(json.dumps(machine.as_dict(), indent=2))
         return
-    for part in (machine.table(), machine.storage(), fits(machine)):
+    for part in (machine.table(), machine.storage(), machine.advice(), fits(machine)):
         click.echo(f"{part}\n")
 
 
-VERBS = (check,)
+@click.command()
+@click.option(
+    "--fast", is_flag=True, help="Leave out torch and bitsandbytes, and the disks' speed: a fraction of a second."
+)
+@click.option("--log", type=click.Path(exists=True, dir_okay=False), help="Output of a failed run: explain its error.")
+@click.option(
+    "--timeout", default=60.0, show_default=True, help="Seconds that importing torch and bitsandbytes may take."
+)
+@json_option
+def doctor(fast: bool, log: str | None, timeout: float, as_json: bool) -> None:
+    """Find what is wrong with this machine and its training stack, and print the fix.
+
+    torch and bitsandbytes are imported in a child process with a time limit, so a broken stack is a finding and not a
+    crash. Exit code 5 when something blocks a method, else 0.
+
+    \b
+    Examples:
+      nbkit doctor                    everything, some seconds
+      nbkit doctor --fast             without importing torch
+      nbkit doctor --log train.log    what the error in a log means
+      nbkit doctor --json | jq -r '.findings[] | .id + ": " + .fix'
+    """
+    from nbkit.hardware import doctor as examine
+
+    text = Path(log).read_text(encoding="utf-8", errors="replace") if log else None
+    if not fast and sys.stderr.isatty():
+        click.echo("Importing torch and bitsandbytes in a child process ...", err=True)
+    found = examine(error=text, fast=fast, timeout_s=timeout)
+    click.echo(json.dumps(found.as_dict(), indent=2) if as_json else str(found))
+    sys.exit(found.exit_code)
+
+
+VERBS = (check, doctor)

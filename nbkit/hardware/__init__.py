@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from nbkit.hardware.doctor import Diagnosis, Finding, diagnose, doctor
+from nbkit.hardware.facts import Facts, Wanted
 from nbkit.hardware.machine import Machine, probe
 from nbkit.hardware.offers import Offer, Offers, offers
 from nbkit.hardware.parts import Choice, Cpu, Disk, Gpu, Memory, Process
@@ -11,8 +13,31 @@ from nbkit.hardware.specs import Card, GpuSpec, card, gpu, spec_of
 from nbkit.hardware.stack import Stack, stack
 
 __all__ = [
-    "CARDS", "Card", "Choice", "Cpu", "Disk", "Gpu", "GpuSpec", "Machine", "Memory", "Offer", "Offers", "Process", "Stack",
-    "card", "gpu", "offers", "probe", "spec_of", "stack",
+    "CARDS",
+    "Card",
+    "Choice",
+    "Cpu",
+    "Diagnosis",
+    "Disk",
+    "Facts",
+    "Finding",
+    "Gpu",
+    "GpuSpec",
+    "Machine",
+    "Memory",
+    "Offer",
+    "Offers",
+    "Process",
+    "Stack",
+    "Wanted",
+    "card",
+    "diagnose",
+    "doctor",
+    "gpu",
+    "offers",
+    "probe",
+    "spec_of",
+    "stack",
 ]  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -30,10 +30,15 @@ class Choice(Generic[T]):
 
 @dataclass(frozen=True)
 class Process:
-    """A process that holds memory on a GPU; `gib` is None where the driver does not tell."""
+    """A process that holds memory on a GPU; `gib` is None where the driver does not tell.
+
+    `notebook` is True for a Jupyter kernel: the commonest holder is an older one of one's own.
+    """
 
     pid: int
     gib: float | None
+    name: str | None = None
+    notebook: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,9 @@ class Gpu:
         free_gib: What no process holds now; None where the driver does not tell.
         visible: False when CUDA_VISIBLE_DEVICES hides it from programs started here.
         throttle: Why the clocks are held down at this moment; empty when they are not.
+        pcie: Told when the link has fewer lanes than it could. `link` has generation and width, now and at most.
+        compute_mode: default, or exclusive: then one process at a time gets the GPU.
+        utilisation: Percent of the last moment in which a kernel ran; None where unknown, as are the other numbers.
     """
 
     index: int
@@ -62,6 +70,16 @@ class Gpu:
     mig: bool = False
     throttle: tuple[str, ...] = ()
     pcie: str = ""
+    link: Mapping[str, int | None] = field(default_factory=dict, hash=False)
+    compute_mode: str = "default"
+    display: bool = False
+    ecc: bool | None = None
+    utilisation: int | None = None
+    clock_mhz: int | None = None
+    max_clock_mhz: int | None = None
+    power_limit_w: float | None = None
+    power_default_w: float | None = None
+    celsius: int | None = None
 
     @property
     def usable_gib(self) -> float:
@@ -102,7 +120,13 @@ class Memory:
 
 @dataclass(frozen=True)
 class Disk:
-    """The disk under one place that matters. `memory_backed` (tmpfs) means that files there eat main memory."""
+    """The disk under one place that matters. `memory_backed` (tmpfs) means that files there eat main memory.
+
+    Attributes:
+        kind: nvme, ssd, hdd, virtual (a virtual machine's), network, memory, overlay or unknown.
+        read_mb_s: Sequential read, where it was measured; `read_note` says past which cache, or why not.
+        free_inodes: None where the file system has no such limit.
+    """
 
     place: str
     path: str
@@ -113,6 +137,11 @@ class Disk:
     network: bool
     memory_backed: bool
     writable: bool
+    kind: str = "unknown"
+    inodes: int | None = None
+    free_inodes: int | None = None
+    read_mb_s: float | None = None
+    read_note: str = ""
 
 
 def read_gpu(gpu: Mapping[str, Any], driver: Mapping[str, Any], chosen: str | None) -> Gpu:
@@ -126,14 +155,29 @@ def read_gpu(gpu: Mapping[str, Any], driver: Mapping[str, Any], chosen: str | No
         compute_capability=(level[0], level[1]) if level else None,
         driver=driver["driver"],
         cuda=driver["cuda"],
-        processes=tuple(Process(p["pid"], None if p["bytes"] is None else p["bytes"] / GIB) for p in gpu["processes"]),
+        processes=tuple(_process(one) for one in gpu["processes"]),
         uuid=gpu["uuid"],
         reserved_gib=(gpu["reserved_bytes"] or 0) / GIB,
         visible=_visible(gpu, chosen),
         mig=gpu["mig"],
         throttle=tuple(gpu["throttle"]),
         pcie=_pcie(gpu["pcie"]),
+        link=gpu["pcie"],
+        compute_mode=gpu.get("compute_mode") or "default",
+        display=gpu.get("display", False),
+        ecc=gpu.get("ecc"),
+        utilisation=gpu.get("utilisation"),
+        clock_mhz=gpu.get("clocks", {}).get("sm_mhz"),
+        max_clock_mhz=gpu.get("clocks", {}).get("max_sm_mhz"),
+        power_limit_w=gpu.get("power", {}).get("limit_w"),
+        power_default_w=gpu.get("power", {}).get("default_w"),
+        celsius=gpu.get("celsius"),
     )
+
+
+def _process(told: Mapping[str, Any]) -> Process:
+    held = None if told["bytes"] is None else told["bytes"] / GIB
+    return Process(told["pid"], held, told.get("name"), told.get("notebook", False))
 
 
 def _visible(gpu: Mapping[str, Any], chosen: str | None) -> bool:
@@ -185,4 +229,16 @@ def read_disk(disk: Mapping[str, Any]) -> Disk:
         network=disk["network"],
         memory_backed=disk["memory_backed"],
         writable=disk["writable"],
+        kind=disk.get("kind", "unknown"),
+        inodes=disk.get("inodes"),
+        free_inodes=disk.get("free_inodes"),
+        read_mb_s=disk.get("read", {}).get("mb_s"),
+        read_note=_read_note(disk.get("read", {})),
     )
+
+
+def _read_note(read: Mapping[str, Any]) -> str:
+    if read.get("mb_s") is None:
+        return str(read.get("reason") or read.get("error") or "")
+    past = "page cache bypassed" if read["cache"] == "bypassed" else "page cache dropped if the kernel agreed: at most"
+    return f"{read['read_mb']} MB read, {past}"

@@ -23,24 +23,42 @@ import importlib.util, json, sys
 def tell(**found):
     print("\\n" + json.dumps(found), flush=True)
 
-for name in ("torch", "bitsandbytes"):
-    if importlib.util.find_spec(name) is None:
+def four_bit():
+    # A 64 x 64 layer, forward and backward: the whole path that QLoRA takes.
+    import time, bitsandbytes, torch
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    layer = bitsandbytes.nn.Linear4bit(64, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4").to(device)
+    rows = torch.ones(4, 64, device=device, requires_grad=True)
+    began = time.monotonic()
+    layer(rows).sum().backward()
+    if not bool(torch.isfinite(rows.grad).all()):
+        raise ArithmeticError("the gradient through a 4-bit layer is not finite")
+    return {"device": device, "seconds": round(time.monotonic() - began, 3)}
+
+for name in ("torch", "bitsandbytes", "four_bit", "torchvision", "flash_attn"):
+    if importlib.util.find_spec("bitsandbytes" if name == "four_bit" else name) is None:
         tell(name=name, state="absent")
         continue
     tell(name=name, state="loading")
     try:
-        module = __import__(name)
+        module = None if name == "four_bit" else __import__(name)
         found = {"version": str(getattr(module, "__version__", "unknown"))}
-        if name == "torch":
+        if name == "four_bit":
+            found = four_bit()
+        elif name == "torch":
             found["cuda"] = module.version.cuda
+            found["hip"] = getattr(module.version, "hip", None)
             found["cuda_available"] = module.cuda.is_available()
             found["architectures"] = module.cuda.get_arch_list()
-        else:
+        elif name == "bitsandbytes":
             # A stand-in that raises on use; without a GPU it is harmless, torch's own operations are used then.
             error = getattr(importlib.import_module("bitsandbytes.cextension").lib, "formatted_error", None)
             found["error"] = error if isinstance(error, str) and sys.modules["torch"].cuda.is_available() else None
     except BaseException as error:
-        tell(name=name, state="broken", error=type(error).__name__ + ": " + str(error))
+        text = type(error).__name__ + ": " + str(error)
+        # Another program has the GPU: that says nothing about bitsandbytes.
+        taken = name == "four_bit" and ("out of memory" in text or "busy or unavailable" in text)
+        tell(name=name, state="not tried" if taken else "broken", error=text)
     else:
         tell(name=name, state="broken" if found.get("error") else "ok", **found)
 """
@@ -64,6 +82,9 @@ class Stack:
         torch_cuda: CUDA version torch was built for; None for a CPU build.
         cuda_available: Whether torch found a usable GPU; None when torch did not load.
         architectures: GPU architectures that this torch has kernels for, such as sm_90.
+        four_bit: A 64 x 64 layer of bitsandbytes, forward and backward; `ok`, or broken with the error.
+        torchvision, flash_attn: As they load; absent is no fault.
+        hip: ROCm version torch was built for; None for a CUDA or CPU build.
         seconds: How long the child took.
     """
 
@@ -77,6 +98,10 @@ class Stack:
     bitsandbytes: Package
     bf16: Choice[bool]
     seconds: float
+    four_bit: Package = Package("four_bit", "not tried")
+    torchvision: Package = Package("torchvision", "not tried")
+    flash_attn: Package = Package("flash_attn", "not tried")
+    hip: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -91,6 +116,11 @@ class Stack:
             ("NVIDIA driver", "ok" if self.driver else "absent", self.driver, cuda if self.driver else self.gpu_reason),
             ("torch", self.torch.state, self.torch.version, self.torch.error or self._torch_remark()),
             ("bitsandbytes", self.bitsandbytes.state, self.bitsandbytes.version, self._bitsandbytes_remark()),
+            *(
+                (one.name.replace("four_bit", "a 4-bit layer"), one.state, one.version, one.error or "")
+                for one in (self.four_bit, self.torchvision, self.flash_attn)
+                if one.state == "broken"
+            ),
             ("bf16", "yes" if self.bf16 else "no", None, self.bf16.reason),
         ]
         return Table(
@@ -137,7 +167,8 @@ def stack(machine: Machine | None = None, *, timeout_s: float = 60.0) -> Stack:
     machine = machine or probe()
     began = time.monotonic()
     steps, ending = _ask(timeout_s)
-    torch, bitsandbytes = (_package(name, steps, ending) for name in ("torch", "bitsandbytes"))
+    names = ("torch", "bitsandbytes", "four_bit", "torchvision", "flash_attn")
+    torch, bitsandbytes, four_bit, torchvision, flash_attn = (_package(name, steps, ending) for name in names)
     if torch.state != "ok" and bitsandbytes.state == "broken":
         bitsandbytes = Package("bitsandbytes", "not tried")
     told = steps.get("torch", {})
@@ -153,11 +184,18 @@ def stack(machine: Machine | None = None, *, timeout_s: float = 60.0) -> Stack:
         bitsandbytes=bitsandbytes,
         bf16=machine.bf16,
         seconds=time.monotonic() - began,
+        four_bit=four_bit,
+        torchvision=torchvision,
+        flash_attn=flash_attn,
+        hip=told.get("hip"),
     )
 
 
 def _package(name: str, steps: dict[str, dict[str, Any]], ending: str) -> Package:
-    step = steps.get(name, {"state": "not tried"})
+    unknown = (
+        {"state": "not tried"} if steps or name != "torch" else {"state": "loading"}
+    )  # it did not come even so far
+    step = steps.get(name, unknown)
     if step["state"] == "loading":
         return Package(name, "broken", error=f"{ending} while importing it")
     error = step.get("error")
