@@ -1,7 +1,7 @@
 """nbkit against its peers: `python -m bench NAME [--json]`; `python -m bench` lists the names.
 
-A benchmark is a module here whose `run()` returns an Outcome; the first line of its docstring is its entry in the list.
-Figures are ratios from one run, ours and the peer in turn, so that a slow or busy machine moves both.
+A benchmark is a module here whose `run()` returns an Outcome, or Figures; the first line of its docstring is its entry in
+the list. An Outcome holds ratios from one run, ours and the peer in turn, so that a slow or busy machine moves both.
 """
 
 from __future__ import annotations
@@ -82,3 +82,48 @@ class Outcome:
         """For `--json`."""
         lines = [{**asdict(line), "ratio": line.ratio, "holds": line.holds} for line in self.lines]
         return {"title": self.title, "holds": self.holds, "lines": lines}
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure that is to stay at or below a limit; both are shares."""
+
+    name: str
+    value: float
+    limit: float
+
+    @property
+    def holds(self) -> bool:
+        """True when the goal is met."""
+        return self.value <= self.limit
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a benchmark found that has no single ratio: tables for a person, goals, and a record a measured thing."""
+
+    title: str
+    tables: Sequence[Table]
+    goals: Sequence[Goal]
+    records: Sequence[dict[str, Any]]
+
+    @property
+    def holds(self) -> bool:
+        """True when every goal is met."""
+        return all(goal.holds for goal in self.goals)
+
+    def table(self) -> str:
+        """For a person: the tables one below the other, the goals last."""
+        rows = [[g.name, f"{g.value:.1%}", f"{g.limit:.0%}", "holds" if g.holds else "MISSED"] for g in self.goals]
+        goals = Table(["goal", "found", "at most", ""], rows, "Goals")
+        return "\n\n".join([self.title, *map(str, self.tables), str(goals)])
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "title": self.title,
+            "holds": self.holds,
+            "goals": [{**asdict(goal), "holds": goal.holds} for goal in self.goals],
+            "tables": [{"title": one.title, "rows": one.as_dicts(), "notes": list(one.notes)} for one in self.tables],
+            "records": list(self.records),
+        }

@@ -6,6 +6,7 @@ cannot use what shorter ones left, and a short one cuts a long one's blocks. How
 
 from __future__ import annotations
 
+import functools
 import random
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from nbkit.memory.trace import Trace
 
 Order = Literal["longest first", "random", "shortest first", "longest only"]
 GIB = 2**30
-STEPS = 16  # more steps reserve little more: see docs/log.md
+STEPS = 8
 SAME = 0.01  # interpolated and traced peaks may differ by this share
 _ADVICE_AT = 0.03  # an order that saves less than this is not worth a sentence
 
@@ -105,7 +106,7 @@ def schedule(
     """Tokens a row of each step's padded batch.
 
     Batches are drawn as a sampler draws them (a batch is as long as its longest row), then thinned to `steps` that keep
-    their distribution and both ends; "longest first" puts the longest of all before a random order.
+    their distribution and both ends; "longest first" puts the longest of all, twice, before a random order.
 
     Args:
         lengths: Tokens of each row of the data.
@@ -135,9 +136,12 @@ def schedule(
     if order == "shortest first":
         return padded
     rng.shuffle(padded)
-    if order == "longest first":
-        padded.remove(longest := max(padded))
-        padded.insert(0, longest)
+    longest = max(padded)
+    if order == "longest first":  # and once more with the optimizer's states in place, as the next epoch will
+        padded.remove(longest)
+        return [longest, longest, *padded]
+    if padded[0] == longest:  # the first step has no optimizer states yet: the peak lies in a later one
+        padded.append(padded.pop(0))
     return padded
 
 
@@ -210,11 +214,15 @@ def _close(one: float, two: float) -> bool:
 
 
 def _same_shape(one: Trace, two: Trace) -> bool:
-    pairs = (one.first, two.first), (one.steady, two.steady)
-    return all(
-        len(a) == len(b) and all(x[0] == y[0] and (x[1] > 0) == (y[1] > 0) for x, y in zip(a, b, strict=True))
-        for a, b in pairs
-    )
+    """The same allocations and frees in the same order, whatever the keys are called."""
+    return _alike(one.first, two.first) and _alike(one.steady, two.steady)
+
+
+def _alike(one: Sequence[tuple[int, int]], two: Sequence[tuple[int, int]]) -> bool:
+    if len(one) != len(two):
+        return False
+    names: dict[int, int] = {}
+    return all((a[1] > 0) == (b[1] > 0) and names.setdefault(a[0], b[0]) == b[0] for a, b in zip(one, two, strict=True))
 
 
 def _between(low: Trace, high: Trace, short: int, long: int, tokens: int) -> Trace:
@@ -229,41 +237,77 @@ def _between(low: Trace, high: Trace, short: int, long: int, tokens: int) -> Tra
     return replace(low, first=first, steady=steady, tokens=round(low.tokens + share * (high.tokens - low.tokens)))
 
 
-@dataclass(frozen=True)
 class Reserved:
-    """What the allocator reserves over the data, by the order in which batches come.
+    """What the allocator reserves over the data, by the order in which batches come. Each order is replayed when asked for.
 
-    Attributes:
-        fixed: Every batch as long as the longest.
-        longest_first, random, shortest_first: Orders of the data's own batches.
-        expandable: Random order with expandable_segments.
+    Args:
+        traces: Of a step of `batch` rows, by tokens a row.
+        lengths: Tokens of each row of the data, as the trainer will see them (cut to its max_length).
+        batch: Rows a step.
+        steps: How many are replayed; twice as many changed the answer by 2 % (docs/log.md).
+        levels: Different lengths at most; more cost time and change little.
     """
 
-    fixed: Replay
-    longest_first: Replay
-    random: Replay
-    shortest_first: Replay
-    expandable: Replay
+    def __init__(
+        self,
+        traces: Traces,
+        lengths: Sequence[int],
+        batch: int = 1,
+        *,
+        steps: int = STEPS,
+        seed: int = 0,
+        levels: int = 8,
+    ) -> None:
+        self._traces = traces
+        self._plan = functools.partial(schedule, lengths, batch, steps=steps, seed=seed, levels=levels)
+        traces.prepare(self._plan("shortest first"))
+
+    def _go(self, order: Order, settings: Settings | None = None) -> Replay:
+        return replay([self._traces.at(tokens) for tokens in self._plan(order)], settings)
+
+    @functools.cached_property
+    def fixed(self) -> Replay:
+        """Every batch as long as the longest."""
+        return self._go("longest only")
+
+    @functools.cached_property
+    def longest_first(self) -> Replay:
+        """The longest batch, then a random order."""
+        return self._go("longest first")
+
+    @functools.cached_property
+    def random(self) -> Replay:
+        """What a Trainer's sampler does."""
+        return self._go("random")
+
+    @functools.cached_property
+    def shortest_first(self) -> Replay:
+        """Sorted: what a curriculum by length does, and the worst there is."""
+        return self._go("shortest first")
+
+    @functools.cached_property
+    def expandable(self) -> Replay:
+        """Random order with expandable_segments."""
+        return self._go("random", Settings(expandable_segments=True))
 
     @property
     def reserved_gib(self) -> float:
-        """For the prediction: the random order, which is what a Trainer's sampler does."""
+        """For the prediction: the random order."""
         return self.random.reserved_gib
 
     @property
     def advice(self) -> tuple[str, ...]:
         """Sentences on what would save memory, with the numbers; empty where nothing would save 3 %."""
         worst, said = self.random.reserved_gib, []
-        grown = (worst, self.longest_first.reserved_gib, self.expandable.reserved_gib)
-        if grown[1] < worst * (1 - _ADVICE_AT):
+        if self.longest_first.reserved_gib < worst * (1 - _ADVICE_AT):
             said.append(
-                f"Run the longest batch first: {grown[1]:.1f} GiB reserved instead of {worst:.1f}. "
+                f"Run the longest batch first: {self.longest_first.reserved_gib:.1f} GiB reserved instead of {worst:.1f}. "
                 "Later batches then find blocks that are large enough."
             )
-        if grown[2] < worst * (1 - _ADVICE_AT):
+        if self.expandable.reserved_gib < worst * (1 - _ADVICE_AT):
             said.append(
                 f"PYTORCH_ALLOC_CONF=expandable_segments:True, set before torch is imported: "
-                f"{grown[2]:.1f} GiB reserved instead of {worst:.1f}."
+                f"{self.expandable.reserved_gib:.1f} GiB reserved instead of {worst:.1f}."
             )
         if self.shortest_first.reserved_gib > worst * (1 + _ADVICE_AT):
             said.append(
@@ -293,32 +337,6 @@ class Reserved:
 
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()
-
-
-def reserved(
-    traces: Traces, lengths: Sequence[int], batch: int = 1, *, steps: int = STEPS, seed: int = 0, levels: int = 8
-) -> Reserved:
-    """Replay the data's batches in each order.
-
-    Args:
-        traces: Of a step of `batch` rows, by tokens a row.
-        lengths: Tokens of each row of the data, as the trainer will see them (cut to its max_length).
-        levels: Different lengths at most; more cost time and change little.
-    Returns: A Reserved.
-    """
-
-    def go(order: Order, settings: Settings | None = None) -> Replay:
-        plan = schedule(lengths, batch, order, steps=steps, seed=seed, levels=levels)
-        return replay([traces.at(tokens) for tokens in plan], settings)
-
-    traces.prepare(schedule(lengths, batch, "shortest first", steps=steps, seed=seed, levels=levels))
-    return Reserved(
-        fixed=go("longest only"),
-        longest_first=go("longest first"),
-        random=go("random"),
-        shortest_first=go("shortest first"),
-        expandable=go("random", Settings(expandable_segments=True)),
-    )
 
 
 def longest_that_fits(
