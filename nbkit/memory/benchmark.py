@@ -114,7 +114,8 @@ def _layers(shape: Shape, step: Step, device: str) -> Any:
         model = get_peft_model(model, LoraConfig(r=step.rank, lora_alpha=step.rank, target_modules=targets))
     if step.checkpointing:
         model.enable_input_require_grads()
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     return model.train()
 
 
