@@ -19,6 +19,8 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "probe": ("nbkit.hardware", "probe"),
     "doctor": ("nbkit.hardware", "doctor"),
     "fits": ("nbkit.memory", "fits"),
+    "plan": ("nbkit.memory", "plan"),
+    "planner": ("nbkit.widgets.still", "planner"),
     "predict": ("nbkit.memory", "predict"),
     "Program": ("nbkit.memory", "Program"),
     "settings": ("nbkit.training", "settings"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from nbkit import __version__
-from nbkit.cli import demo, machine, runs, view
+from nbkit.cli import demo, fit, machine, runs, view
 from nbkit.cli._base import Commands
 
 
@@ -18,6 +18,7 @@ def main() -> None:
     Examples:
       nbkit check            what this machine has, and what fits on it
       nbkit doctor           what is wrong here, and how to mend it
+      nbkit fit Mistral-7B   which ways of training it fit, here or on a card
       nbkit demo             four notebooks, a real 4-bit model, base against tuned
       nbkit runs             what was trained, the newest first
       nbkit watch            follow the newest run from a terminal
@@ -29,6 +30,6 @@ def main() -> None:
     """
 
 
-for _verbs in (machine, runs, view, demo):
+for _verbs in (machine, fit, runs, view, demo):
     for _verb in _verbs.VERBS:
         main.add_command(_verb)

@@ -1,16 +1,22 @@
-"""What a training step costs: the step itself run on fake tensors, the formula, and what fits where."""
+"""What a training step costs, what fits where, and how long it takes: by fake steps, by formula, by measurement."""
 
 from __future__ import annotations
 
+from nbkit.memory.batches import Feed, compose
+from nbkit.memory.benchmark import benchmark
 from nbkit.memory.fits import Fit, Fits, fits
 from nbkit.memory.formula import Estimate, Part, Step, estimate
+from nbkit.memory.lengths import Prophecy, prophecy
 from nbkit.memory.measured import Measured, measured_step
+from nbkit.memory.plan import Option, Plan, Wish, plan
 from nbkit.memory.predict import Peak, Prediction, predict
 from nbkit.memory.program import Program
 from nbkit.memory.shapes import SHAPES, Shape, shape
+from nbkit.memory.time import Duration, Load, Rates, duration, remaining
 from nbkit.memory.trace import Trace
 
 __all__ = [
-    "SHAPES", "Estimate", "Fit", "Fits", "Measured", "Part", "Peak", "Prediction", "Program", "Shape", "Step", "Trace", "estimate",
-    "fits", "measured_step", "predict", "shape",
+    "SHAPES", "Duration", "Estimate", "Feed", "Fit", "Fits", "Load", "Measured", "Option", "Part", "Peak", "Plan", "Prediction", "Program",
+    "Prophecy", "Rates", "Shape", "Step", "Trace", "Wish", "benchmark", "compose", "duration", "estimate", "fits", "measured_step", "plan",
+    "predict", "prophecy", "remaining", "shape",
 ]  # fmt: skip

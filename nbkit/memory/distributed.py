@@ -38,7 +38,7 @@ BUCKET, MAX_LIVE, BUFFER_FACTOR = 500_000_000, 1_000_000_000, 1.5
 BARS: Mapping[str, float] = {"ddp": 0.10, "zero1": 0.20, "zero2": 0.20, "zero3": 0.20, "fsdp": 0.20, "device_map": 0.20}
 OFFLOAD_BAR = 0.10
 SAFE_SHARE = 0.80
-_OUTSIDE_GIB = (0.5, 1.5)  # context, cuBLAS, NCCL's channels
+OUTSIDE_GIB = (0.5, 1.5)  # context, cuBLAS, NCCL's channels
 _PROCESS_GIB = 3.0  # RAM of one rank: Python, torch, CUDA (PEFT README: 2.96 GB for a 3B LoRA run)
 
 
@@ -228,12 +228,12 @@ class Spread:
     @property
     def low_gib(self) -> float:
         """The least that the fullest device has to give."""
-        return self.allocated_gib * (1 - self.bar) + _OUTSIDE_GIB[0]
+        return self.allocated_gib * (1 - self.bar) + OUTSIDE_GIB[0]
 
     @property
     def high_gib(self) -> float:
         """What it should have to be safe: the bar, or the 80 % rule where that asks for more."""
-        return max(self.allocated_gib * (1 + self.bar) + _OUTSIDE_GIB[1], self.allocated_gib / SAFE_SHARE)
+        return max(self.allocated_gib * (1 + self.bar) + OUTSIDE_GIB[1], self.allocated_gib / SAFE_SHARE)
 
     def fits(self, room_gib: float) -> Literal["yes", "tight", "no"]:
         """Into devices of that usable memory each. yes: the high end fits; tight: only the low end; no: neither."""

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from nbkit.display import Table
 from nbkit.errors import NbkitError
-from nbkit.hardware import Machine, card, probe
+from nbkit.hardware import GpuSpec, Machine, card, probe
 from nbkit.memory.formula import UNCERTAINTY, Estimate, Method, Step, estimate
 from nbkit.memory.shapes import SHAPES, Shape
 
@@ -173,7 +173,11 @@ def fits(
     Raises: NbkitError (exit code 2) for an unknown card.
     Source: nbkit.memory.formula. Not covered: more than one GPU together.
     """
-    targets = _cards([gpu] if isinstance(gpu, str) else gpu) if gpu else (_here(machine or probe()),)
+    targets = (
+        tuple(on_card(card(name)) for name in ([gpu] if isinstance(gpu, str) else gpu))
+        if gpu
+        else (here(machine or probe()),)
+    )
     found = tuple(
         Fit(target, estimate(shape, Step(method, seq, micro_batch, dtype=target.dtype, device=target.device)))
         for target in targets
@@ -183,21 +187,15 @@ def fits(
     return Fits(targets, found)
 
 
-def _cards(names: Sequence[str]) -> tuple[Target, ...]:
-    return tuple(
-        Target(
-            one.name,
-            one.usable_gib,
-            "cuda",
-            "bfloat16" if one.bf16 else "float16",
-            f"{one.name}: compute capability {one.compute_capability[0]}.{one.compute_capability[1]} "
-            f"has {'' if one.bf16 else 'no '}bf16",
-        )
-        for one in map(card, names)
-    )
+def on_card(one: GpuSpec) -> Target:
+    """An empty card of that kind."""
+    level = "{}.{}".format(*one.compute_capability)
+    reason = f"{one.name}: compute capability {level} has {'' if one.bf16 else 'no '}bf16"
+    return Target(one.name, one.usable_gib, "cuda", "bfloat16" if one.bf16 else "float16", reason)
 
 
-def _here(machine: Machine) -> Target:
+def here(machine: Machine) -> Target:
+    """The visible GPU with the most free memory, else this machine's RAM."""
     if not machine.visible_gpus:
         reason = machine.dtype.reason
         return Target("this machine's RAM", machine.memory.available_gib, "cpu", "float32", reason, machine.cpu.usable)

@@ -103,12 +103,12 @@ class Estimate:
     @property
     def low_gib(self) -> float:
         """The least the device has to give."""
-        return self.allocated_gib * (1 - UNCERTAINTY) + _outside(self.step)[0]
+        return self.allocated_gib * (1 - UNCERTAINTY) + outside(self.step)[0]
 
     @property
     def high_gib(self) -> float:
         """What the device should have to be safe."""
-        return self.allocated_gib * (1 + UNCERTAINTY) + _outside(self.step)[1]
+        return self.allocated_gib * (1 + UNCERTAINTY) + outside(self.step)[1]
 
     @property
     def largest(self) -> Part:
@@ -118,7 +118,7 @@ class Estimate:
     def table(self) -> Table:
         """The shares, and the sum with its range."""
         step = self.step
-        low, high = _outside(step)
+        low, high = outside(step)
         span = f"{self.low_gib:.1f} to {self.high_gib:.1f} GiB on the device"
         return Table(
             ("part", "GiB"),
@@ -140,7 +140,7 @@ class Estimate:
         return self.table()._repr_html_()
 
 
-def _outside(step: Step) -> tuple[float, float]:
+def outside(step: Step) -> tuple[float, float]:
     """GiB that the process holds beside its tensors, least and most."""
     return (0.3, 1.0) if step.device == "cuda" else (0.5, 1.5)
 
@@ -150,6 +150,17 @@ def estimate(shape: Shape, step: Step) -> Estimate:
 
     Returns: An Estimate: parts that add up, a range, and the moment of the peak.
     Source: see the head of this file. Not covered: stated there too.
+    """
+    found = moments(shape, step)
+    moment = max(found, key=lambda name: sum(found[name].values()))
+    parts = tuple(Part(name, size / GIB) for name, size in found[moment].items() if size)
+    return Estimate(shape, step, moment, parts)
+
+
+def moments(shape: Shape, step: Step) -> dict[str, dict[str, float]]:
+    """Bytes of each part at the two moments where the peak can lie: the `loss`, and the backward of a `layer`.
+
+    Each part is affine in the tokens, in min(tokens, TILE_ROWS) and in the rank: nbkit.memory.sweep rests on that.
     """
     amp = step.method == "full" and step.dtype == "float16"
     width = 4 if step.dtype == "float32" or amp else 2
@@ -171,7 +182,7 @@ def estimate(shape: Shape, step: Step) -> Estimate:
     residual = (4 if width == 4 else 2) * hidden * tokens
     kept = shape.layers * (residual if step.checkpointing else layer)
     copies = 2 * shape.params if amp else 0
-    moments = {
+    found: dict[str, dict[str, float]] = {
         "loss": {**held, "activations": kept, "loss": _loss(shape, step), "autocast copies": copies},
         "layer": {
             **held,
@@ -181,10 +192,8 @@ def estimate(shape: Shape, step: Step) -> Estimate:
         },
     }
     if not step.accumulation:
-        moments["loss"]["gradients"] = 0
-    moment = max(moments, key=lambda name: sum(moments[name].values()))
-    parts = tuple(Part(name, size / GIB) for name, size in moments[moment].items() if size)
-    return Estimate(shape, step, moment, parts)
+        found["loss"]["gradients"] = 0
+    return found
 
 
 def _kept_by_layer(shape: Shape, step: Step) -> float:

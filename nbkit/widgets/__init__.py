@@ -1,6 +1,7 @@
 """Views: they read a run directory and change nothing in it.
 
-A dashboard while a run goes on, a picture with its metrics when it has ended, several runs laid over each other.
+A dashboard while a run goes on, a picture with its metrics when it has ended, several runs laid over each other;
+and a planner, which reads a Plan.
 """
 
 from __future__ import annotations

@@ -1,0 +1,139 @@
+"""Which model a question is about: by a well-known name, a folder, a hub id, a config or a loaded model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from nbkit.errors import MissingPackageError, ModelError
+from nbkit.memory.shapes import ALSO, SHAPES, Shape, shape
+from nbkit.models.known import known
+
+EMBEDDED = "SmolLM2-135M"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model as a plan needs it.
+
+    Attributes:
+        source: What to give to `from_pretrained`, or to nbkit.predict.
+        positions: Tokens its positions reach, where the config says so.
+        notes: Doubts, a sentence each.
+    """
+
+    shape: Shape
+    source: Any
+    positions: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+def subject(model: Any) -> Subject:
+    """Find the shape of `model`; only a config is read.
+
+    Args:
+        model: A Shape, a well-known name ("Mistral-7B"), "embedded", a folder, a hub id, a transformers config or model.
+    Raises: ModelError when there is no such model, its config cannot be read, or the formula does not cover it.
+    """
+    if isinstance(model, Subject):
+        return model
+    if isinstance(model, Shape):
+        return Subject(model, model.name)
+    if isinstance(model, (str, Path)):
+        return _named(str(model))
+    config = getattr(model, "config", model)
+    return Subject(Shape.from_config(config), model, getattr(config, "max_position_embeddings", None))
+
+
+def _named(model: str) -> Subject:
+    names = {one.name.lower() for one in (*SHAPES, *ALSO)}
+    if model == "embedded":
+        return Subject(shape(EMBEDDED), "embedded", 8192)
+    if Path(model).expanduser().is_dir():
+        return _folder(Path(model).expanduser())
+    if "/" in model:
+        return _hub(model)
+    if model.lower() not in names and (listed := _listed(model)) is not None:
+        return listed
+    near = None if model.lower() in names else _like(model)
+    if near is not None:
+        return Subject(near, near.name, notes=(f"Taken as {near.name}, which {model!r} begins with.",))
+    found = shape(model)
+    return Subject(found, found.name)
+
+
+def _folder(path: Path) -> Subject:
+    file = path / "config.json"
+    if not file.is_file():
+        raise ModelError(
+            f"{path} holds no config.json.", hint="give the folder with config.json and the safetensors files"
+        )
+    return _read(file, path.name, str(path))
+
+
+def _read(file: Path, name: str, source: str) -> Subject:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        config = SimpleNamespace(**values.get("text_config", values))
+    except (ValueError, TypeError, OSError) as error:
+        raise ModelError(f"The config of {source} cannot be read: {error}.", hint="download it again") from error
+    positions = getattr(config, "max_position_embeddings", None)
+    return Subject(Shape.from_config(config, name), source, positions)
+
+
+def _listed(name: str) -> Subject | None:
+    """From nbkit's table of hub ids, which needs no network and no torch."""
+    entry = known(name)
+    if entry is None:
+        return None
+    config = SimpleNamespace(**entry.config)
+    return Subject(
+        Shape.from_config(config, name.rpartition("/")[2]), name, getattr(config, "max_position_embeddings", None)
+    )
+
+
+def _hub(repo: str) -> Subject:
+    """From the hub's cache, nbkit's table or the hub; where none answers, a well-known model like it, and said so."""
+    name = repo.rpartition("/")[2]
+    near = _like(name)
+    try:
+        from huggingface_hub import try_to_load_from_cache
+
+        from nbkit.models import resolve
+
+        cached = try_to_load_from_cache(repo, "config.json")
+        if not isinstance(cached, str) and (listed := _listed(repo)) is not None:
+            return listed
+        resolve(repo)
+        cached = try_to_load_from_cache(repo, "config.json")
+        if isinstance(cached, str):
+            return _read(Path(cached), name, repo)
+        reason = "its config is not in the cache"
+    except ImportError:
+        if (listed := _listed(repo)) is not None:
+            return listed
+        reason = "huggingface_hub is not installed"
+    except (ModelError, MissingPackageError) as error:
+        if near is None:
+            raise
+        reason = error.message.rstrip(".")
+    if near is None:
+        raise ModelError(
+            f"The config of {repo} cannot be had: {reason}.", hint="give a folder that holds its config.json"
+        )
+    return Subject(near, near.name, notes=(f"Taken as {near.name}, because the config could not be read: {reason}.",))
+
+
+def _like(name: str) -> Shape | None:
+    """The well-known model whose name `name` begins with: Mistral-7B for Mistral-7B-Instruct-v0.3."""
+    plain = _plain(name)
+    found = [one for one in (*SHAPES, *ALSO) if plain.startswith(_plain(one.name))]
+    return max(found, key=lambda one: len(one.name), default=None)
+
+
+def _plain(name: str) -> str:
+    """Without separators and the words that hubs put in between: Meta-Llama-3-8B, Llama-2-7b-hf."""
+    return "".join(letter for letter in name.lower().removeprefix("meta-") if letter.isalnum())
