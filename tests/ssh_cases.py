@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -78,13 +77,10 @@ def _block_line(rng: random.Random) -> str:
 
 def config_text(rng: random.Random, include: Path | None) -> str:
     """One ssh_config; `include` is a file it may include."""
-    lines = []
-    for _ in range(rng.randint(0, 3)):
-        lines.append(_value_line(rng))
+    lines = [_value_line(rng) for _ in range(rng.randint(0, 3))]
     for _ in range(rng.randint(1, 5)):
         lines.append(_block_line(rng))
-        for _ in range(rng.randint(0, 5)):
-            lines.append(rng.choice(["", "  ", "\t"]) + _value_line(rng))
+        lines += [rng.choice(["", "  ", "\t"]) + _value_line(rng) for _ in range(rng.randint(0, 5))]
         if include and rng.random() < 0.4:
             lines.append(f"  Include {rng.choice([include, str(include)[:-2] + '*', '/none/such'])}")
         if rng.random() < 0.2:
@@ -99,7 +95,9 @@ def shown(host: str, path: Path, engine: str) -> str:
     except (SshConfigError, HostNameError) as error:
         kind = "OUTSIDE" if "does not guess" in str(error) else "REFUSED"
         return f"{kind} {error.message}"
-    default = {f"{Path.home()}/.ssh/id_{n}" for n in ("rsa", "ecdsa", "ecdsa_sk", "ed25519", "ed25519_sk", "xmss", "dsa")}
+    default = {
+        f"{Path.home()}/.ssh/id_{n}" for n in ("rsa", "ecdsa", "ecdsa_sk", "ed25519", "ed25519_sk", "xmss", "dsa")
+    }
     lines = []
     for hop in route.hops:
         files = hop.identity_files if not set(hop.identity_files) <= default else ("the defaults",)

@@ -96,7 +96,9 @@ def generated(rng: random.Random, keys: list[Key], name: str) -> str:
     host = name.lstrip("[").split("]")[0]
     names = [name, name, name, host, "*", "*." + host.rpartition(".")[2], host[:3] + "*", "!" + name, "!" + host, name.upper(),
              name[:-1] + "?", f"[{host}]:*", "elsewhere", "", "!elsewhere", f"[{host}]:22", host + "x"]  # fmt: skip
-    return "".join(_line(rng, keys, names) + rng.choice(["\n"] * 12 + ["\n\n", "\r\n"]) for _ in range(rng.randint(1, 5)))
+    return "".join(
+        _line(rng, keys, names) + rng.choice(["\n"] * 12 + ["\n\n", "\r\n"]) for _ in range(rng.randint(1, 5))
+    )
 
 
 class Judge:

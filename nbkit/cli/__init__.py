@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from nbkit import __version__
-from nbkit.cli import demo, machine, runs
+from nbkit.cli import demo, machine, runs, ssh
 from nbkit.cli._base import Commands
 
 
@@ -21,12 +21,13 @@ def main() -> None:
       nbkit runs             what was trained, the newest first
       nbkit watch            follow the newest run from a terminal
       nbkit stop 20261124    finish the step, save, end
+      nbkit hosts            the GPU boxes of ~/.ssh/config, and which of them answer
 
     \b
-    Exit codes: 0 ok, 1 failed, 2 usage, 130 interrupted.
+    Exit codes: 0 ok, 1 failed, 2 usage, 3 unreachable, 4 authentication or host key, 130 interrupted.
     """
 
 
-for _verbs in (machine, runs, demo):
+for _verbs in (machine, runs, demo, ssh):
     for _verb in _verbs.VERBS:
         main.add_command(_verb)

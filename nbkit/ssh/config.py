@@ -18,11 +18,17 @@ from nbkit.ssh.tokens import expand, home, local_user
 
 _SPACE = " \t\r\n"
 _DEEPEST = 16  # OpenSSH's limit for Include
-_ONE_WORD = frozenset(
-    "addressfamily checkhostip connecttimeout hashknownhosts hostkeyalias hostname identitiesonly identityagent "
-    "kbdinteractiveauthentication knownhostscommand passwordauthentication pkcs11provider port pubkeyauthentication "
-    "revokedhostkeys user gssapiauthentication stricthostkeychecking controlpath controlmaster".split()
-)
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_ONE_WORD = _words("""
+    addressfamily checkhostip connecttimeout hashknownhosts hostkeyalias hostname identitiesonly identityagent
+    kbdinteractiveauthentication knownhostscommand passwordauthentication pkcs11provider port pubkeyauthentication
+    revokedhostkeys user gssapiauthentication stricthostkeychecking controlpath controlmaster
+""")
 _ADDING = frozenset({"identityfile", "certificatefile"})
 _LISTS = frozenset({"userknownhostsfile", "globalknownhostsfile"})
 _RENAMED = {
@@ -35,27 +41,27 @@ _RENAMED = {
     "globalknownhostsfile2": "",
     "userknownhostsfile2": "",
 }
-_YES_NO = frozenset(
-    "checkhostip hashknownhosts identitiesonly kbdinteractiveauthentication passwordauthentication "
-    "gssapiauthentication".split()
-)
+_YES_NO = _words("""
+    checkhostip hashknownhosts identitiesonly kbdinteractiveauthentication passwordauthentication
+    gssapiauthentication
+""")
 # Read by ssh and of no weight for what nbkit does: accepted, not judged.
-_IGNORED = frozenset(
-    "addkeystoagent batchmode bindaddress bindinterface casignaturealgorithms ciphers cipher clearallforwardings "
-    "compression compressionlevel connectionattempts controlpersist dynamicforward enableescapecommandline "
-    "enablesshkeysign escapechar exitonforwardfailure fallbacktorsh fingerprinthash forkafterauthentication "
-    "forwardagent forwardx11 forwardx11timeout forwardx11trusted gatewayports gssapidelegatecredentials "
-    "gssapikeyexchange gssapitrustdns gssapiclientidentity gssapirenewalforcesrekey gssapikexalgorithms "
-    "gssapiserveridentity hostbasedacceptedalgorithms hostbasedauthentication hostbasedkeytypes "
-    "hostkeyalgorithms ipqos kbdinteractivedevices kexalgorithms keepalive localcommand localforward loglevel logverbose "
-    "macs nohostauthenticationforlocalhost numberofpasswordprompts obscurekeystroketiming permitlocalcommand "
-    "permitremoteopen preferredauthentications protocol proxyusefdpass pubkeyacceptedalgorithms pubkeyacceptedkeytypes "
-    "rekeylimit remotecommand remoteforward requesttty requiredrsasize rhostsrsaauthentication rsaauthentication "
-    "securitykeyprovider sendenv serveralivecountmax serveraliveinterval sessiontype setenv stdinnull "
-    "streamlocalbindmask streamlocalbindunlink syslogfacility tcpkeepalive tunnel tunneldevice updatehostkeys "
-    "useprivilegedport useroaming usersh verifyhostkeydns versionaddendum visualhostkey xauthlocation channeltimeout "
-    "warnweakcrypto refuseconnection".split()
-)
+_IGNORED = _words("""
+    addkeystoagent batchmode bindaddress bindinterface casignaturealgorithms ciphers cipher clearallforwardings
+    compression compressionlevel connectionattempts controlpersist dynamicforward enableescapecommandline
+    enablesshkeysign escapechar exitonforwardfailure fallbacktorsh fingerprinthash forkafterauthentication
+    forwardagent forwardx11 forwardx11timeout forwardx11trusted gatewayports gssapidelegatecredentials
+    gssapikeyexchange gssapitrustdns gssapiclientidentity gssapirenewalforcesrekey gssapikexalgorithms
+    gssapiserveridentity hostbasedacceptedalgorithms hostbasedauthentication hostbasedkeytypes hostkeyalgorithms
+    ipqos kbdinteractivedevices kexalgorithms keepalive localcommand localforward loglevel logverbose macs
+    nohostauthenticationforlocalhost numberofpasswordprompts obscurekeystroketiming permitlocalcommand
+    permitremoteopen preferredauthentications protocol proxyusefdpass pubkeyacceptedalgorithms
+    pubkeyacceptedkeytypes rekeylimit remotecommand remoteforward requesttty requiredrsasize rhostsrsaauthentication
+    rsaauthentication securitykeyprovider sendenv serveralivecountmax serveraliveinterval sessiontype setenv
+    stdinnull streamlocalbindmask streamlocalbindunlink syslogfacility tcpkeepalive tunnel tunneldevice
+    updatehostkeys useprivilegedport useroaming usersh verifyhostkeydns versionaddendum visualhostkey xauthlocation
+    channeltimeout warnweakcrypto refuseconnection
+""")
 
 
 @dataclass
@@ -126,32 +132,29 @@ class _Reader:
         if not words or not words[0]:
             raise _broken(where, f"no value after {keyword!r}")
         if name in _LISTS:
-            if "none" in (word.lower() for word in words) and len(words) > 1:
-                raise _broken(where, "'none' stands with other files")
-            if self.active and name not in self.found.lists:
-                self.found.lists[name] = words
-            return
-        if name not in _ONE_WORD | _ADDING:
-            if name == "canonicalizehostname" and words[0].lower() in {"no", "false"}:
-                return
-            if name.startswith("canonic") and name != "canonicalizehostname":
-                return  # of no weight while canonicalisation is off
-            known = name.startswith("canonic") or name in {"tag", "ignoreunknown"}
-            raise _refused(where, f"{keyword}" if known else f"the unknown keyword {keyword!r}")
-        if len(words) > 1:
-            raise _broken(where, f"more than one value after {keyword!r}")
-        if name == "port":
-            _check_port(words[0], where)
-        if name in _YES_NO and words[0].lower() not in {"yes", "no", "true", "false"}:
-            raise _broken(where, f"{keyword} is yes or no, not {words[0]!r}")
+            self._list(name, words, where)
+        elif name in _ONE_WORD | _ADDING:
+            _check(name, keyword, words, where)
+            self._keep(name, words[0])
+        elif name == "canonicalizehostname":
+            if words[0].lower() not in {"no", "false"}:
+                raise _refused(where, keyword)
+        elif not name.startswith("canonic"):  # those are of no weight while canonicalisation is off
+            raise _refused(where, keyword if name in {"tag", "ignoreunknown"} else f"the unknown keyword {keyword!r}")
+
+    def _list(self, name: str, words: list[str], where: str) -> None:
+        if len(words) > 1 and "none" in (word.lower() for word in words):
+            raise _broken(where, "'none' stands with other files")
+        if self.active:
+            self.found.lists.setdefault(name, words)
+
+    def _keep(self, name: str, word: str) -> None:
         if not self.active:
             return
-        if name in _ADDING:
-            values = self.found.lists.setdefault(name, [])
-            if words[0] not in values:
-                values.append(words[0])
-        else:
-            self.found.values.setdefault(name, words[0])
+        if name not in _ADDING:
+            self.found.values.setdefault(name, word)
+        elif word not in self.found.lists.setdefault(name, []):
+            self.found.lists[name].append(word)
 
     def _proxy(self, keyword: str, rest: str, where: str) -> None:
         value = rest.lstrip(_SPACE + "=")
@@ -181,31 +184,29 @@ class _Reader:
         result, left = True, list(words)
         if not left:
             raise _broken(where, "Match without a condition")
-        first = True
         while left:
             word = left.pop(0)
             name, equals, value = word.partition("=")
             negated = name.startswith("!")
             name = name.removeprefix("!").lower()
             if name == "all":
-                if left or not first or equals:
+                if len(words) > 1 or equals:
                     raise _refused(where, "Match all together with other conditions")
                 return not negated
             if name not in {"host", "originalhost", "user", "localuser"}:
                 raise _refused(where, f"Match {name}")
-            if not equals:
-                if not left:
-                    raise _broken(where, f"Match {name} without a value")
-                value = left.pop(0)
+            value = value if equals else left.pop(0) if left else ""
             if not value:
                 raise _broken(where, f"Match {name} without a value")
-            first = False
-            subject = self._subject(name, where)
-            if name.endswith("host"):  # OpenSSH compares host names without regard to case here, unlike in Host
-                subject, value = subject.lower(), value.lower()
-            if not never and matches_list(subject, value) == negated:
+            if not never and self._holds(name, value, where) == negated:
                 result = False
         return result
+
+    def _holds(self, name: str, patterns: str, where: str) -> bool:
+        subject = self._subject(name, where)
+        if name.endswith("host"):  # OpenSSH compares host names without regard to case here, unlike in Host
+            return matches_list(subject.lower(), patterns.lower())
+        return matches_list(subject, patterns)
 
     def _subject(self, name: str, where: str) -> str:
         if name == "host":
@@ -285,7 +286,7 @@ def split(text: str, where: str) -> list[str]:
 
 def _keyword(line: str, where: str) -> tuple[str, str]:
     """The keyword in lower case, and the rest of the line; ("", "") for an empty line or a comment."""
-    line = line.split("\0")[0]
+    line = line.partition("\0")[0]
     text = (line[:1] + line[1:].rstrip(_SPACE + "\f")) if line else ""
     keyword, rest = _first_word(text, where)
     if not keyword and rest is not None:
@@ -338,6 +339,16 @@ def matches_list(text: str, patterns: str) -> bool:
                 return False
             found = True
     return found
+
+
+def _check(name: str, keyword: str, words: list[str], where: str) -> None:
+    """A value that ssh would refuse is refused."""
+    if len(words) > 1:
+        raise _broken(where, f"more than one value after {keyword!r}")
+    if name == "port":
+        _check_port(words[0], where)
+    if name in _YES_NO and words[0].lower() not in {"yes", "no", "true", "false"}:
+        raise _broken(where, f"{keyword} is yes or no, not {words[0]!r}")
 
 
 def _check_port(text: str, where: str) -> None:

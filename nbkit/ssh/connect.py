@@ -33,7 +33,7 @@ CHANNEL_S = 20.0
 
 
 def connect(
-    host: str | Route, *, config: str | Path | None = None, ask: Ask | None | str = "auto", timeout_s: float = DIAL_S
+    host: str | Route, *, config: str | Path | None = None, ask: Ask | str | None = "auto", timeout_s: float = DIAL_S
 ) -> Session:
     """Open a session on `host`, through its jump hosts.
 
@@ -92,7 +92,9 @@ def host_key(engine: Engine) -> Key:
     return Key(key.get_name(), key.asbytes())
 
 
-def arrive_all(route: Route, rings: dict[int, Keyring], ask: Ask | None, timeout_s: float) -> tuple[list[Engine], list[str]]:
+def arrive_all(
+    route: Route, rings: dict[int, Keyring], ask: Ask | None, timeout_s: float
+) -> tuple[list[Engine], list[str]]:
     """Open every hop, the target last; the engines, and what let us in at each. All are closed when one fails."""
     engines: list[Engine] = []
     methods = []
@@ -110,9 +112,7 @@ def arrive_all(route: Route, rings: dict[int, Keyring], ask: Ask | None, timeout
     return engines, methods
 
 
-def _arrive(
-    route: Route, hop: Hop, before: list[Engine], ring: Keyring | None, timeout_s: float
-) -> tuple[Engine, str]:
+def _arrive(route: Route, hop: Hop, before: list[Engine], ring: Keyring | None, timeout_s: float) -> tuple[Engine, str]:
     from nbkit.ssh.login import Login
 
     engine, address = _greet(route, hop, before, timeout_s)
@@ -141,7 +141,9 @@ def _greet(route: Route, hop: Hop, before: list[Engine], timeout_s: float) -> tu
     types = known_types(hop.hostname, hop.port, files, alias=hop.host_key_alias)
     engine = Engine(sock, key_types=types)
     engine.banner_timeout = engine.handshake_timeout = HELLO_S
-    place = f"{hop}" if hop is route.target and len(route.hops) == 1 else f"{hop} (hop {route.hops.index(hop) + 1} of {len(route.hops)})"
+    place = str(hop)
+    if len(route.hops) > 1:
+        place += f" (hop {route.hops.index(hop) + 1} of {len(route.hops)})"
     try:
         engine.start_client(timeout=3 * HELLO_S)
         if not engine.initial_kex_done:
@@ -264,8 +266,8 @@ def _proxy(hop: Hop) -> tuple[socket.socket, str, Any]:
     shell = os.environ.get("SHELL") or "/bin/sh"
     errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the connection
     try:
-        process = subprocess.Popen([shutil.which(shell) or "/bin/sh", "-c", f"exec {hop.proxy_command}"], stdin=theirs,
-                                   stdout=theirs, stderr=errors, start_new_session=True)  # fmt: skip
+        process = subprocess.Popen([shutil.which(shell) or "/bin/sh", "-c", f"exec {hop.proxy_command}"], stdin=theirs.fileno(),
+                                   stdout=theirs.fileno(), stderr=errors, start_new_session=True)  # fmt: skip
     except OSError as error:
         ours.close()
         raise UnreachableError(f"ProxyCommand of {hop} cannot be run: {error}.", hint="mend ProxyCommand") from error

@@ -7,6 +7,7 @@ silence. Uses private hooks of paramiko 5.1; pyproject holds it below the next m
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import threading
 import time
@@ -28,9 +29,10 @@ _DEAD_AFTER_S = 10  # silent seconds after which it is given up: seen within 12 
 _MOST_WAITING = 100_000  # replies waiting to go out; a server that asks for more and reads none of them is hostile
 _ADMINISTRATIVELY_PROHIBITED = 1
 Opened = Callable[[Exception | None], None]
+_NOBODY: tuple[None, None] = (None, None)
 
 
-class Engine(Transport):
+class Engine(Transport):  # type: ignore[misc]  # paramiko is not typed
     """One SSH connection over `sock`.
 
     Attributes:
@@ -50,6 +52,9 @@ class Engine(Transport):
 
     def __init__(self, sock: Any, *, key_types: list[str] | None = None) -> None:
         super().__init__(sock, default_window_size=WINDOW, default_max_packet_size=PACKET, packetizer_class=Wire)
+        logger = logging.getLogger("paramiko")
+        if not logger.handlers:
+            logger.addHandler(logging.NullHandler())  # or Python prints its errors, and ours say the same better
         self.lost = ""
         self.farewell = ""
         self._known_types = key_types or []
@@ -62,7 +67,7 @@ class Engine(Transport):
         self.held: Stream | None = None
         self._over = threading.Event()
         self._channel_handler_table = {
-            number: (lambda name: lambda stream, m: getattr(stream, name)(m))(handler.__name__)
+            number: _method(handler.__name__)
             for number, handler in Transport._channel_handler_table.items()  # noqa: SLF001 - a table of functions, no hook
         }
 
@@ -190,7 +195,7 @@ class Engine(Transport):
             m.add_int(value)
         m.add_bytes(extra)
         self.later(m)
-        if self._over.is_set() and self._opening.pop(number, None):
+        if self._over.is_set() and self._opening.pop(number, _NOBODY)[0]:
             opened(SSHException(self.lost))
         return stream
 
@@ -218,7 +223,7 @@ class Engine(Transport):
 
     def _parse_channel_open_success(self, m: Message) -> None:
         number, theirs, window, packet = (m.get_int() for _ in range(4))
-        stream, opened = self._opening.pop(number, (None, None))
+        stream, opened = self._opening.pop(number, _NOBODY)
         if stream is None or opened is None:
             late = self._streams.get(number)
             if late is None:  # given up meanwhile: close what nobody waits for
@@ -232,7 +237,7 @@ class Engine(Transport):
 
     def _parse_channel_open_failure(self, m: Message) -> None:
         number, code, said = m.get_int(), m.get_int(), plain(m.get_text())
-        stream, opened = self._opening.pop(number, (None, None))
+        stream, opened = self._opening.pop(number, _NOBODY)
         if stream is not None and opened is not None:
             self.forget(stream)
             opened(ChannelException(code, said))
@@ -293,6 +298,11 @@ class Engine(Transport):
     def _parse_disconnect(self, m: Message) -> None:
         m.get_int()
         self.farewell = plain(m.get_text())
+
+
+def _method(name: str) -> Callable[[Stream, Message], None]:
+    """What hands a message to the method of that name: paramiko's table holds functions of its own Channel."""
+    return lambda stream, m: getattr(stream, name)(m)
 
 
 def _cause(error: BaseException | None) -> str:

@@ -9,6 +9,7 @@ import re
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,34 @@ Ask = Callable[[str, bool], str | None]
 _AGENT_S = 60.0  # a hardware key waits for a touch
 _MAGIC = b"openssh-key-v1\0"
 _TRIES = 3  # for a passphrase
+
+
+class Remember:
+    """Asks a person once, and answers from memory when a lost connection is made again: nobody may be there then.
+
+    A remembered answer is given once a connection, so that one which no longer holds is not tried until the server
+    bans us. Memory only.
+    """
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+        self._known: dict[str, str] = {}
+        self._left: set[str] | None = None
+
+    def again(self) -> None:
+        """From here on, answer from memory only; call before each attempt to connect again."""
+        self._left = set(self._known)
+
+    def __call__(self, prompt: str, seen: bool) -> str | None:
+        if self._left is not None:
+            if prompt not in self._left:
+                return None
+            self._left.remove(prompt)
+            return self._known[prompt]
+        answer = self._ask(prompt, seen)
+        if answer:
+            self._known[prompt] = answer
+        return answer
 
 
 @dataclass
@@ -129,34 +158,37 @@ class Keyring:
 
     def _open(self, path: str, candidate: Candidate) -> Any:
         """The private key, asking for its passphrase; None with a note where it cannot be had."""
+        name = Path(path).name
         if path in self.opened:
             return self.opened[path]
-        name = Path(path).name
         if candidate.algorithm.startswith("sk-"):
             candidate.note = f"{name} lives on a security key: ssh-add it, the agent can use it"
-            return None
-        if not Path(path).exists():
+        elif not Path(path).exists():
             candidate.note = f"{name}: the server would take it, but the private key is not here"
-            return None
-        passphrase: str | None = None
-        for attempt in range(_TRIES + 1):
+        else:
+            key = self._unlocked(path, candidate)
+            if key is not None:
+                self.opened[path] = key
+            return key
+        return None
+
+    def _unlocked(self, path: str, candidate: Candidate) -> Any:
+        name, passphrase = Path(path).name, None
+        for tries_left in range(_TRIES, -1, -1):
             try:
-                self.opened[path] = self._read(path, passphrase)
+                return self._read(path, passphrase)
             except Exception as error:
                 if not _wants_passphrase(error, passphrase):
                     candidate.note = f"{name} cannot be opened ({plain(str(error), 100)})"
                     return None
-                if self.ask is None or attempt == _TRIES:
-                    candidate.note = f"{name} is locked by a passphrase" + (
-                        " and there is nobody to ask: ssh-add it first" if self.ask is None else f", wrong {_TRIES} times"
-                    )
-                    return None
-                passphrase = self.ask(f"Passphrase for {path}: ", False)
-                if not passphrase:
-                    candidate.note = f"{name} is locked by a passphrase, and none was given"
-                    return None
-            else:
-                return self.opened[path]
+            candidate.note = f"{name} is locked by a passphrase" + (
+                " and there is nobody to ask: ssh-add it first"
+                if self.ask is None
+                else ", and the right one was not given"
+            )
+            passphrase = self.ask(f"Passphrase for {path}: ", False) if self.ask and tries_left else None
+            if not passphrase:
+                return None
         return None
 
     def _agent(self) -> list[Candidate]:
@@ -176,7 +208,7 @@ class Keyring:
             return []
         self._agents = agent  # held open: its keys sign through it
         return [
-            Candidate(f"agent:{plain(key.comment, 40) or key.name}", key.name, key.blob, lambda key=key: key)
+            Candidate(f"agent:{plain(key.comment, 40) or key.name}", key.name, key.blob, partial(_itself, key))
             for key in agent.get_keys()
         ]
 
@@ -185,6 +217,10 @@ class Keyring:
         agent = self.__dict__.pop("_agents", None)
         if agent is not None:
             agent._close()  # noqa: SLF001 - as above
+
+
+def _itself(key: Any) -> Any:
+    return key
 
 
 def _wants_passphrase(error: Exception, given: str | None) -> bool:
@@ -217,4 +253,6 @@ def _certifies(certificate: bytes, blob: bytes) -> bool:
         nonce_end = 4 + len(kind) + 4 + len(_strings(certificate, 1))
     except ValueError:
         return False
-    return kind.startswith(plain_kind.partition(b"@")[0]) and certificate[nonce_end:].startswith(blob[4 + len(plain_kind) :])
+    return kind.startswith(plain_kind.partition(b"@")[0]) and certificate[nonce_end:].startswith(
+        blob[4 + len(plain_kind) :]
+    )

@@ -157,35 +157,37 @@ def _entry(line: bytes, name: str, path: str, number: int, warnings: list[str]) 
     text = line.lstrip(b" \t")
     if not text or text[:1] == b"#":
         return None
-
-    def skip(reason: str) -> None:
-        warnings.append(f"{path}, line {number}: {reason}; the line is skipped.")
-
-    marker = ""
-    if text[:1] == b"@":
-        word, _, rest = re.sub(rb"[ \t]", b" ", text, count=1).partition(b" ")
-        marker = {b"@revoked": "revoked", b"@cert-authority": "cert-authority"}.get(word, "")
-        text = rest.lstrip(b" \t")
-        if not marker or not rest or text[:1] == b"@":
-            skip("not a marker")
-            return None
-    parts = re.split(rb"[ \t]+", text, maxsplit=1)
-    if len(parts) < 2:
-        skip("no key")
-        return None
-    names, rest = parts
     try:
-        hit = _names_match(name, names)
-    except ValueError:
-        skip("not a hashed name")
-        return None
-    if not hit:
-        return None
-    key = parse_key(rest)
-    if key is None:
-        skip("not a key")
+        marker, text = _marker(text)
+        parts = re.split(rb"[ \t]+", text, maxsplit=1)
+        if len(parts) < 2:
+            raise ValueError("no key")
+        names, rest = parts
+        if not _names_match(name, names):
+            return None
+        key = parse_key(rest)
+        if key is None:
+            raise ValueError("not a key")
+    except ValueError as error:
+        warnings.append(f"{path}, line {number}: {error}; the line is skipped.")
         return None
     return Entry(key, marker, path, number)
+
+
+def _marker(text: bytes) -> tuple[str, bytes]:
+    """The marker of a line, and what follows.
+
+    ssh overlooks a marker that a tab follows, and then a key that was meant to be revoked; nbkit does not.
+
+    Raises: ValueError for a marker that is none.
+    """
+    if text[:1] != b"@":
+        return "", text
+    word, *rest = re.split(rb"[ \t]+", text, maxsplit=1)
+    marker = {b"@revoked": "revoked", b"@cert-authority": "cert-authority"}.get(word, "")
+    if not marker or not rest or rest[0][:1] == b"@":
+        raise ValueError("not a marker")
+    return marker, rest[0]
 
 
 def parse_key(text: bytes) -> Key | None:
@@ -242,13 +244,13 @@ def _names_match(name: str, names: bytes) -> bool:
 def _hashed(name: str, field: bytes) -> bool:
     parts = field.split(b"|")
     if len(parts) != 4 or parts[1] != b"1":
-        raise ValueError(field)
+        raise ValueError("not a hashed name")
     try:
         salt, digest = (base64.b64decode(part, validate=True) for part in parts[2:])
     except binascii.Error as error:
-        raise ValueError(field) from error
+        raise ValueError("not a hashed name") from error
     if len(salt) != 20 or len(digest) != 20:
-        raise ValueError(field)
+        raise ValueError("not a hashed name")
     return hmac.compare_digest(hmac.new(salt, name.encode(), hashlib.sha1).digest(), digest)
 
 

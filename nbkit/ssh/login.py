@@ -27,7 +27,7 @@ _MOST_ROUNDS = 20  # of keyboard-interactive questions
 _MSG_SERVICE_ACCEPT = 6
 
 
-class Handler(AuthOnlyHandler):
+class Handler(AuthOnlyHandler):  # type: ignore[misc]  # paramiko is not typed
     """paramiko's authentication messages, with the answers put where the logging-in thread waits for them.
 
     Stock paramiko sets the event it waits for after it has sent the request, answers prompts on the transport's thread,
@@ -67,7 +67,9 @@ class Handler(AuthOnlyHandler):
             count = m.get_int()
             if count > _MOST_ROUNDS:
                 raise SSHException(f"The server asks {count} questions at once")
-            self.answers.put(("ask", (title, text, [(plain(m.get_text(), 200), m.get_boolean()) for _ in range(count)])))
+            self.answers.put(
+                ("ask", (title, text, [(plain(m.get_text(), 200), m.get_boolean()) for _ in range(count)]))
+            )
         else:
             self.answers.put(("failed", []))
 
@@ -214,7 +216,9 @@ class Login:
 
     def _questions(self) -> str:
         if self.ask is None:
-            self.keyring.notes.append("the server would ask questions (keyboard-interactive), and there is nobody to ask")
+            self.keyring.notes.append(
+                "the server would ask questions (keyboard-interactive), and there is nobody to ask"
+            )
             return "failed"
         outcome = "failed"
         for _ in range(_PASSWORD_TRIES):

@@ -136,7 +136,9 @@ def _reading(config: str) -> Ask:
     def ask(wanted: Destination, proxied: bool) -> Facts:
         found = own.read(wanted.host, paths, user=wanted.user, port=wanted.port)
         facts: Facts = {name: [value] for name, value in found.values.items()}
-        facts |= {name: list(values) for name, values in found.lists.items() if name in {"identityfile", "certificatefile"}}
+        facts |= {
+            name: list(values) for name, values in found.lists.items() if name in {"identityfile", "certificatefile"}
+        }
         hostname = expand(found.values.get("hostname", "%h"), {"h": wanted.host, "%": "%"}, what="HostName").lower()
         facts["hostname"] = [hostname]
         facts.setdefault("user", [local_user()])
@@ -194,7 +196,7 @@ def _hop(wanted: Destination, facts: Facts, already_expanded: bool) -> Hop:
         methods=tuple(name for name, option in (("publickey", "pubkeyauthentication"),
                                                ("keyboard-interactive", "kbdinteractiveauthentication"),
                                                ("password", "passwordauthentication")) if yes(option, default=True)),
-        unsupported=tuple(_unsupported(facts, one)),
+        unsupported=tuple(_unsupported(one)),
     )  # fmt: skip
 
 
@@ -230,7 +232,7 @@ def _family(text: str) -> Literal["any", "inet", "inet6"]:
     return "inet" if text == "inet" else "inet6" if text == "inet6" else "any"
 
 
-def _unsupported(facts: Facts, one: Callable[[str], str]) -> list[str]:
+def _unsupported(one: Callable[[str], str]) -> list[str]:
     """What paramiko cannot do of this configuration; the first group would weaken trust and is refused on connect."""
     found = []
     if one("knownhostscommand"):

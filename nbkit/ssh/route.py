@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 from nbkit.errors import HostNameError
@@ -113,7 +114,7 @@ def valid_user(name: str) -> bool:
         return False
     if any(c in _NEVER_IN_USER or ord(c) < 32 or ord(c) == 127 for c in name):
         return False
-    return not any(a.isspace() and b == "-" for a, b in zip(name, name[1:], strict=False))
+    return not any(a.isspace() and b == "-" for a, b in pairwise(name))
 
 
 def parse(text: str) -> Destination:

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from nbkit.errors import AuthenticationError, HostKeyError, NbkitError, RemoteCommandError, UnreachableError
-from nbkit.ssh.keys import Ask, Keyring
+from nbkit.ssh.keys import Ask, Keyring, Remember
 from nbkit.ssh.route import Route
 from nbkit.ssh.text import plain
 
@@ -51,7 +51,7 @@ class Session:
         self.route = route
         self.error: NbkitError | None = None
         self.methods: list[str] = []
-        self._ask, self._timeout_s = ask, timeout_s
+        self._ask, self._timeout_s = Remember(ask) if ask else None, timeout_s
         self._rings: dict[int, Keyring] = {}
         self._engines: list[Engine] = []
         self._state = threading.Condition()
@@ -97,6 +97,8 @@ class Session:
         pause = _FIRST_PAUSE_S
         while not self._closed.is_set():
             self._drop(self._engines)
+            if self._ask:
+                self._ask.again()
             try:
                 self._open()
             except (AuthenticationError, HostKeyError) as error:
@@ -152,9 +154,14 @@ class Session:
         if self.error is not None:
             raise self.error
         if not self.alive:
-            why = "it was closed" if self._closed.is_set() else next((e.lost for e in self._engines if e.lost), "it ended")
+            why = (
+                "it was closed"
+                if self._closed.is_set()
+                else next((e.lost for e in self._engines if e.lost), "it ended")
+            )
             raise UnreachableError(
-                f"The connection to {self.route.target} is lost: {why}.", hint="connect again; nbkit forwards do it alone"
+                f"The connection to {self.route.target} is lost: {why}.",
+                hint="connect again; nbkit forwards do it alone",
             )
         return self._engines[-1]
 
@@ -274,10 +281,6 @@ class Session:
 
     def _run(self, stream: Any, line: str, content: bytes, end: float, timeout_s: float, limit: int) -> Result:
         shown = plain(line, 80)
-        out, err = bytearray(), bytearray()
-        wake = threading.Event()
-        stream.in_buffer.set_event(wake)
-        stream.in_stderr_buffer.set_event(wake)
         feeder: threading.Thread | None = None
         try:
             stream.settimeout(timeout_s)
@@ -287,26 +290,15 @@ class Session:
                 feeder.start()
             else:
                 stream.send_eof()
-            while True:
-                for ready, recv, to in ((stream.recv_ready, stream.recv, out), (stream.recv_stderr_ready, stream.recv_stderr, err)):
-                    while ready():
-                        to += recv(65536)
-                if len(out) + len(err) > limit:
-                    raise RemoteCommandError(f"{shown!r} says more than {limit} bytes.", hint="write to a file there")
-                if (stream.eof_received or stream.closed) and not stream.recv_ready() and not stream.recv_stderr_ready():
-                    break
-                if time.monotonic() > end:
-                    raise TimeoutError
-                wake.clear()
-                if not (stream.recv_ready() or stream.recv_stderr_ready() or stream.eof_received or stream.closed):
-                    wake.wait(min(0.2, max(0.0, end - time.monotonic())))
-            if not stream.status_event.wait(max(0.1, end - time.monotonic())):
-                raise TimeoutError
-        except NbkitError:
-            raise
+            out, err = _collect(stream, end, limit)
         except TimeoutError as error:
             raise RemoteCommandError(
-                f"{shown!r} did not end within {timeout_s:g} s on {self.route.target}.", hint="give it more time, or look there"
+                f"{shown!r} did not end within {timeout_s:g} s on {self.route.target}.",
+                hint="give it more time, or look there; it may still be running",
+            ) from error
+        except _TooMuchError as error:
+            raise RemoteCommandError(
+                f"{shown!r} says more than {limit} bytes.", hint="write to a file there"
             ) from error
         except Exception as error:
             raise UnreachableError(
@@ -317,11 +309,44 @@ class Session:
             if feeder is not None:
                 stream.close()
                 feeder.join(timeout=5)
-        if stream.exit_status < 0 and not stream.exit_signal and not self.alive:
+        if stream.exit_status < 0 and not stream.exit_signal and not stream.engine.active:
             raise UnreachableError(
-                f"The connection to {self.route.target} broke while {shown!r} ran.", hint="it may still be running there"
+                f"The connection to {self.route.target} broke while {shown!r} ran.",
+                hint="connect again; the command may still be running there",
             )
-        return Result(_status(stream), bytes(out), bytes(err))
+        return Result(_status(stream), out, err)
+
+
+class _TooMuchError(Exception):
+    """The command said more than the caller takes."""
+
+
+def _collect(stream: Any, end: float, limit: int) -> tuple[bytes, bytes]:
+    """stdout and stderr of a command, until both end and its status is known.
+
+    Raises: TimeoutError, _TooMuchError.
+    """
+    out, err = bytearray(), bytearray()
+    wake = threading.Event()
+    stream.in_buffer.set_event(wake)
+    stream.in_stderr_buffer.set_event(wake)
+    while True:
+        over = stream.eof_received or stream.closed
+        wake.clear()
+        while stream.recv_ready():
+            out += stream.recv(65536)
+        while stream.recv_stderr_ready():
+            err += stream.recv_stderr(65536)
+        if len(out) + len(err) > limit:
+            raise _TooMuchError
+        if over:
+            break
+        if time.monotonic() > end:
+            raise TimeoutError
+        wake.wait(0.05)
+    if not stream.status_event.wait(max(0.1, end - time.monotonic())):
+        raise TimeoutError
+    return bytes(out), bytes(err)
 
 
 def _status(stream: Any) -> int:

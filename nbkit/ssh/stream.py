@@ -25,7 +25,10 @@ _ACK_BYTES = WINDOW // 8
 
 
 class Sink(Protocol):
-    """Where a stream's data goes. Every method is called on the transport's thread and must not block."""
+    """Where a stream's data goes. Every method but `attach` is called on the transport's thread and must not block."""
+
+    def attach(self, stream: Stream) -> None:
+        """The stream is made, and about to be asked for."""
 
     def data(self, view: memoryview) -> None:
         """Bytes came; say `stream.consumed(n)` when they have gone on."""
@@ -40,7 +43,7 @@ class Sink(Protocol):
         """There is room to send again."""
 
 
-class Stream(Channel):
+class Stream(Channel):  # type: ignore[misc]  # paramiko is not typed
     """One channel. With a `sink` set before it opens, data bypasses paramiko's buffer (an array, slow when long)."""
 
     def __init__(self, number: int, engine: Engine, sink: Sink | None = None) -> None:
@@ -48,16 +51,22 @@ class Stream(Channel):
         self.engine = engine
         self.sink = sink
         self.exit_signal = ""
+        self.eof_sent: bool = False
+        self.out_window_size: int = 0
         self._granted = WINDOW
         self._owed = 0
         self._send_lock = threading.Lock()  # data is never sent after CLOSE: sshd ends the connection at that
         self._close_sent = False
+        self._owed_lock = threading.Lock()
+        if sink is not None:
+            sink.attach(self)
 
     # -- what the server sends; the transport's thread
 
     def _feed(self, m: Any) -> None:
         data = m if isinstance(m, bytes) else m.get_binary()
-        self._granted -= len(data)
+        with self._owed_lock:
+            self._granted -= len(data)
         if self._granted < 0:
             raise SSHException("The server sent more than it was allowed to (channel window)")
         if self.closed:
@@ -71,7 +80,8 @@ class Stream(Channel):
         code, data = m.get_int(), m.get_binary()
         if code != 1 or self.sink is not None:
             return
-        self._granted -= len(data)
+        with self._owed_lock:
+            self._granted -= len(data)
         if self._granted < 0:
             raise SSHException("The server sent more than it was allowed to (channel window)")
         if not self.closed:
@@ -111,7 +121,7 @@ class Stream(Channel):
             self.sink.closed()
 
     def _unlink(self) -> None:
-        already = self.closed
+        already = self.closed or not self.active  # one that never opened is told so by `opened`
         super()._unlink()
         self._close_sent = True
         if self.sink is not None and not already:
@@ -150,7 +160,7 @@ class Stream(Channel):
         with self.lock:
             if self.closed or self.eof_sent:
                 return len(data)
-            size = min(len(data), self.out_window_size)
+            size: int = min(len(data), self.out_window_size)
             self.out_window_size -= size
         if size:
             most = min(self.out_max_packet_size, PACKET) - 64
@@ -180,15 +190,18 @@ class Stream(Channel):
 
     def consumed(self, n: int) -> None:
         """A sink has passed `n` bytes on: the server may send as many again."""
-        self._owed += n
-        if self._owed >= _ACK_BYTES and not self.closed:
+        with self._owed_lock:
+            self._owed += n
+            if self._owed < _ACK_BYTES or self.closed:
+                return
             owed, self._owed = self._owed, 0
             self._granted += owed
-            self.engine.later(_message(cMSG_CHANNEL_WINDOW_ADJUST, self.remote_chanid, owed))
+        self.engine.later(_message(cMSG_CHANNEL_WINDOW_ADJUST, self.remote_chanid, owed))
 
     def _check_add_window(self, n: int) -> int:
-        owed: int = super()._check_add_window(n)
-        self._granted += owed
+        owed = int(super()._check_add_window(n))
+        with self._owed_lock:
+            self._granted += owed
         return owed
 
 

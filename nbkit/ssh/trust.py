@@ -107,7 +107,9 @@ def verify(asked: str, hop: Hop, key: Key, address: str = "") -> Judgement:
             hint=f"compare with the host's own: ssh-keygen -lf /etc/ssh/ssh_host_{key.short_type.lower()}_key.pub, then\n"
             f"        nbkit trust {target} {key.fingerprint}",
         )
-    where = "".join(f"\n        {e.path}, line {e.number}: {e.key.short_type} {e.key.fingerprint}" for e in said.entries)
+    where = "".join(
+        f"\n        {e.path}, line {e.number}: {e.key.short_type} {e.key.fingerprint}" for e in said.entries
+    )
     if said.verdict is Verdict.REVOKED:
         raise HostKeyError(
             f"The key of {hop.known_name} is REVOKED: {shown}.{where}",
@@ -133,7 +135,9 @@ def trust(host: str, fingerprint: str = "", *, config: str | Path | None = None)
 
     if fingerprint and not _FINGERPRINT.fullmatch(fingerprint):
         raise HostKeyError(
-            f"{fingerprint!r} is not a fingerprint.", hint="it looks like SHA256:... with 43 more characters", exit_code=2
+            f"{fingerprint!r} is not a fingerprint.",
+            hint="it looks like SHA256:... with 43 more characters",
+            exit_code=2,
         )
     route = resolve(host, config=config)
     hop, (key, address) = route.target, key_of(route)
@@ -154,7 +158,9 @@ def trust(host: str, fingerprint: str = "", *, config: str | Path | None = None)
 def _append(hop: Hop, key: Key) -> tuple[str, str]:
     """Add the key to the user's first known_hosts file; its path, and the line."""
     if not hop.known_hosts:
-        raise HostKeyError(f"{hop}: UserKnownHostsFile is none, so a key cannot be kept.", hint="set UserKnownHostsFile")
+        raise HostKeyError(
+            f"{hop}: UserKnownHostsFile is none, so a key cannot be kept.", hint="set UserKnownHostsFile"
+        )
     path = Path(hop.known_hosts[0])
     line = key.line(hashed(hop.known_name) if hop.hash_known_hosts else hop.known_name)
     with explain(path):

@@ -6,6 +6,7 @@ has, and a packet is decrypted straight out of it. Every other cipher goes param
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -24,7 +25,7 @@ _TAG = 16
 _BLOCK = 16
 
 
-class Wire(Packetizer):
+class Wire(Packetizer):  # type: ignore[misc]  # paramiko is not typed
     """What paramiko's Transport reads and writes packets with.
 
     Attributes:
@@ -129,7 +130,7 @@ class Wire(Packetizer):
     def read_message(self) -> tuple[int, Message]:
         """The next packet: its number and the rest of it."""
         if self._open_engine is None:
-            return super().read_message()  # type: ignore[no-any-return]  # paramiko is not typed
+            return super().read_message()  # type: ignore[no-any-return]  # same
         self._fill(4, check_rekey=True)
         header = self._buffer[self._at : self._at + 4]
         size = int.from_bytes(header)
@@ -153,7 +154,7 @@ class Wire(Packetizer):
         if not self.need_rekey() and (self._in_bytes >= self.REKEY_BYTES or self._in_packets >= self.REKEY_PACKETS):
             self._trigger_rekey()
         message = Message(plain[2 : size - padding])
-        message.seqno = self._in_number  # type: ignore[attr-defined]  # paramiko sets it so
+        message.seqno = self._in_number
         self._in_number = (self._in_number + 1) & 0xFFFFFFFF
         return plain[1], message
 
@@ -228,10 +229,8 @@ class Wire(Packetizer):
         """Close the socket; wakes whoever reads or writes it (close alone does not)."""
         sock = self._socket
         if isinstance(sock, socket.socket):
-            try:
+            with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
         super().close()
 
 
