@@ -33,6 +33,7 @@ def need(*programs: str) -> None:
 
 def keygen(path: Path, kind: str = "ed25519", *, passphrase: str = "", more: tuple[str, ...] = ()) -> Path:
     """A new key pair at `path` and `path`.pub."""
+    more = (*more, "-b", "2048") if kind == "rsa" else more
     subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", passphrase, "-C", "test", "-f", str(path), *more],
                    check=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)  # fmt: skip
     return path
@@ -52,6 +53,7 @@ class Sshd:
     options: tuple[str, ...] = ()
     host_keys: tuple[Path, ...] = ()
     process: subprocess.Popen[bytes] | None = None
+    run_as: int | None = None  # uid of the server; only root can give another
     user: str = field(default_factory=local_user)
 
     @property
@@ -76,7 +78,8 @@ class Sshd:
         lines = ["ListenAddress 127.0.0.1", f"Port {self.port}", "PidFile none", "UsePAM no", "StrictModes no",
                  "LogLevel VERBOSE", f"AuthorizedKeysFile {self.folder}/authorized_keys", "PasswordAuthentication no",
                  "KbdInteractiveAuthentication no", "PermitRootLogin yes", "MaxStartups 200:30:400",
-                 "MaxSessions 100", *(f"HostKey {key}" for key in self.host_keys), *self.options]  # fmt: skip
+                 # A login shell reads what this user has in the home folder, which may take any time.
+                 f"SetEnv HOME={self.folder}", "MaxSessions 100", *(f"HostKey {key}" for key in self.host_keys), *self.options]  # fmt: skip
         first: dict[str, str] = {}
         for line in reversed(lines):  # sshd takes the first value: what the test asks for goes before the defaults
             word = line.split()[0].lower()
@@ -87,6 +90,7 @@ class Sshd:
         self.process = subprocess.Popen(
             [SSHD, "-D", "-f", str(self.folder / "sshd_config"), "-E", str(self.folder / "sshd.log")],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+            **({} if self.run_as is None else {"user": self.run_as, "group": self.run_as, "extra_groups": []}),
         )  # fmt: skip
         end = time.monotonic() + READY_S
         while time.monotonic() < end:
@@ -146,15 +150,16 @@ class Sshd:
                  for key in keys or self.host_keys[:1]]  # fmt: skip
         self.known_hosts.write_text("".join(lines))
 
-    def write_config(self, *lines: str, alias: str = "box", append: bool = False) -> Path:
-        """An ssh_config whose `alias` is this server, with more `lines` before the defaults."""
+    def write_config(self, *lines: str, path: Path | None = None, alias: str = "box", known: Path | None = None) -> Path:
+        """Add `alias` for this server to the ssh_config at `path`, with more `lines` before the defaults."""
+        path = path or self.config
         body = [f"Host {alias}", *lines, "HostName 127.0.0.1", f"Port {self.port}", f"User {self.user}",
-                f"IdentityFile {self.key}", "IdentityAgent none", f"UserKnownHostsFile {self.known_hosts}",
-                "GlobalKnownHostsFile /dev/null"]  # fmt: skip
-        text = "\n  ".join(body) + "\n"
-        self.config.write_text((self.config.read_text() if append else "") + text)
-        self.config.chmod(0o600)
-        return self.config
+                *([] if any(line.startswith("IdentityFile") for line in lines) else [f"IdentityFile {self.key}"]),
+                "IdentityAgent none", f"UserKnownHostsFile {known or self.known_hosts}", "GlobalKnownHostsFile /dev/null"]  # fmt: skip
+        with path.open("a") as file:
+            file.write("\n  ".join(body) + "\n")
+        path.chmod(0o600)
+        return path
 
 
 def free_port() -> int:

@@ -19,7 +19,7 @@ from nbkit.ssh.keys import Ask, Keyring
 from nbkit.ssh.known_hosts import Key, known_types
 from nbkit.ssh.resolve import resolve
 from nbkit.ssh.route import Hop, Route
-from nbkit.ssh.text import plain
+from nbkit.ssh.text import plain, said
 from nbkit.ssh.trust import verify
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _greet(route: Route, hop: Hop, before: list[Engine], timeout_s: float) -> tu
 
     from nbkit.ssh.engine import Engine
 
-    sock, address, said = _dial(hop, before, hop.connect_timeout_s or timeout_s)
+    sock, address, proxy_said = _dial(hop, before, hop.connect_timeout_s or timeout_s)
     files = (*hop.known_hosts, *hop.global_known_hosts)
     types = known_types(hop.hostname, hop.port, files, alias=hop.host_key_alias)
     engine = Engine(sock, key_types=types)
@@ -158,7 +158,7 @@ def _greet(route: Route, hop: Hop, before: list[Engine], timeout_s: float) -> tu
     except (SSHException, EOFError, OSError) as error:
         engine.close()
         raise UnreachableError(
-            f"{place} does not speak SSH with us: {plain(str(error)) or 'it closed the connection'}.{said()}"
+            f"{place} does not speak SSH with us: {plain(str(error)) or 'it closed the connection'}.{proxy_said()}"
             + (f" It said: {plain(engine.packetizer.banner_text, 300)}" if engine.packetizer.banner_text else ""),
             hint=f"is the port right? look with: ssh -v -p {hop.port} {hop.hostname}; a server that just hangs up may have"
             " banned this address for a while (PerSourcePenalties, fail2ban)",
@@ -198,7 +198,7 @@ def _dial(hop: Hop, before: list[Engine], timeout_s: float) -> tuple[Any, str, A
             raise
         except Exception as error:
             raise UnreachableError(
-                f"{hop} cannot be reached from the hop before it: {plain(str(error)) or 'refused'}.",
+                f"{hop} cannot be reached from the hop before it: {said(error)}.",
                 hint=f"does the jump host resolve {hop.hostname}, reach port {hop.port}, and allow TCP forwarding?",
             ) from error
         return stream, "", lambda: ""

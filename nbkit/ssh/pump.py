@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from nbkit.errors import NbkitError
 from nbkit.ssh import peers
 from nbkit.ssh.session import Session
-from nbkit.ssh.text import plain
+from nbkit.ssh.text import said
 
 if TYPE_CHECKING:
     from nbkit.ssh.stream import Stream
@@ -55,7 +55,7 @@ class Connection:
         if error is None:
             self.open = True
         elif hasattr(error, "code"):  # the host's own no; anything else is the link, and nothing was sent on it yet
-            self.pump.failed = plain(str(error)) or "refused"
+            self.pump.failed = said(error)
             self.gone = True
         else:
             self.again = True

@@ -65,16 +65,21 @@ def _hops(
     if not jump or jump.lower() == "none":
         return [hop]
     names = jump.split(",")
+    last = _jump(names[-1], wanted.host)
+    if (last.host.lower(), last.port or 22, last.user or hop.user) == (hop.hostname, hop.port, hop.user):
+        raise SshConfigError(  # ssh says so too
+            f"{wanted.host}: jumphost loop: the way to it leads through itself ({jump}).",
+            hint=f"give the jump host a block of its own, above the others: Host {last.host} / ProxyJump none",
+        )
     before: list[Hop] = []
     for index, name in enumerate(names):
         before += _hops(
-            _jump(name, wanted.host), ask, reasons, proxied=index == 0, depth=depth + 1,
+            _jump(name, wanted.host),
+            ask,
+            reasons,
+            proxied=index == 0,
+            depth=depth + 1,
             already_expanded=already_expanded,
-        )  # fmt: skip
-    if any((b.hostname, b.port, b.user) == (hop.hostname, hop.port, hop.user) for b in before):
-        raise SshConfigError(  # ssh says "jumphost loop via ..."
-            f"{wanted.host}: jumphost loop: the way to it leads through itself ({jump}).",
-            hint=f"give the jump host a block of its own, above the others: Host {names[-1]} / ProxyJump none",
         )
     reasons.append(f"{hop} is reached through {', '.join(map(str, before))} (ProxyJump).")
     return [*before, hop]
@@ -116,6 +121,8 @@ def _asking(binary: str, config: str) -> Ask:
         for line in done.stdout.decode("utf-8", "surrogateescape").splitlines():
             name, _, value = line.partition(" ")
             facts.setdefault(name.lower(), []).append(value)
+        if not proxied:  # `ProxyJump none` leaves room for a ProxyCommand, the -J that stands for it does not
+            facts.pop("proxycommand", None)
         return facts
 
     return ask

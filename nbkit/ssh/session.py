@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from nbkit.errors import AuthenticationError, HostKeyError, NbkitError, RemoteCommandError, UnreachableError
 from nbkit.ssh.keys import Ask, Keyring, Remember
 from nbkit.ssh.route import Route
-from nbkit.ssh.text import plain
+from nbkit.ssh.text import plain, said
 
 if TYPE_CHECKING:
     from nbkit.ssh.engine import Engine
@@ -243,7 +243,7 @@ class Session:
             raise
         except ChannelException as error:
             raise RemoteCommandError(
-                f"{self.route.target} does not open a {kind} channel: {plain(str(error.text)) or 'refused'}.",
+                f"{self.route.target} does not open a {kind} channel: {said(error)}.",
                 hint="sshd says the same when nothing listens there and when forwarding is switched off",
             ) from error
         except Exception as error:

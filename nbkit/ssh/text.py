@@ -5,6 +5,11 @@ from __future__ import annotations
 import unicodedata
 
 
+def said(error: BaseException) -> str:
+    """The text of an error, harmless; a refused channel's own words come without paramiko's wrapping."""
+    return plain(str(getattr(error, "text", "") or error)) or type(error).__name__
+
+
 def plain(text: str | bytes, limit: int = 1000, *, lines: bool = False) -> str:
     """`text` with control and direction characters shown as `\\x1b` or `\\u202e`, cut to `limit` characters.
 
