@@ -53,7 +53,6 @@ class Sshd:
     options: tuple[str, ...] = ()
     host_keys: tuple[Path, ...] = ()
     process: subprocess.Popen[bytes] | None = None
-    run_as: int | None = None  # uid of the server; only root can give another
     user: str = field(default_factory=local_user)
 
     @property
@@ -90,7 +89,6 @@ class Sshd:
         self.process = subprocess.Popen(
             [SSHD, "-D", "-f", str(self.folder / "sshd_config"), "-E", str(self.folder / "sshd.log")],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-            **({} if self.run_as is None else {"user": self.run_as, "group": self.run_as, "extra_groups": []}),
         )  # fmt: skip
         end = time.monotonic() + READY_S
         while time.monotonic() < end:
@@ -150,7 +148,9 @@ class Sshd:
                  for key in keys or self.host_keys[:1]]  # fmt: skip
         self.known_hosts.write_text("".join(lines))
 
-    def write_config(self, *lines: str, path: Path | None = None, alias: str = "box", known: Path | None = None) -> Path:
+    def write_config(
+        self, *lines: str, path: Path | None = None, alias: str = "box", known: Path | None = None
+    ) -> Path:
         """Add `alias` for this server to the ssh_config at `path`, with more `lines` before the defaults."""
         path = path or self.config
         body = [f"Host {alias}", *lines, "HostName 127.0.0.1", f"Port {self.port}", f"User {self.user}",

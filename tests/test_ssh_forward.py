@@ -94,6 +94,11 @@ def _send(line: socket.socket, content: bytes) -> None:
         line.shutdown(socket.SHUT_WR)
 
 
+def ours() -> list[str]:
+    """Names of the threads that are not the echo server's."""
+    return sorted(t.name for t in threading.enumerate() if "process_request" not in t.name and "_send" not in t.name)
+
+
 def until(condition, what: str):
     """Wait for `condition`."""
     end = time.monotonic() + WAIT_S
@@ -133,7 +138,10 @@ class TestBytes:
 
     def test_a_slow_reader_holds_up_no_other(self, session, echo):
         """A connection that is not read keeps a bounded amount; others, and the session, go on."""
-        with forward(session, echo) as fwd, socket.create_connection(("127.0.0.1", fwd.local_port), timeout=WAIT_S) as slow:
+        with (
+            forward(session, echo) as fwd,
+            socket.create_connection(("127.0.0.1", fwd.local_port), timeout=WAIT_S) as slow,
+        ):
             slow.setblocking(False)
             block, sent = os.urandom(1 << 16), 0
             idle = time.monotonic()
@@ -179,7 +187,10 @@ class TestBytes:
 
     def test_small_answers_do_not_wait(self, session, echo):
         """4 KiB round trips: the held command keeps sshd before 10.1 from waiting 40 ms for an acknowledgement."""
-        with forward(session, echo) as fwd, socket.create_connection(("127.0.0.1", fwd.local_port), timeout=WAIT_S) as line:
+        with (
+            forward(session, echo) as fwd,
+            socket.create_connection(("127.0.0.1", fwd.local_port), timeout=WAIT_S) as line,
+        ):
             line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             times = []
             for _ in range(200):
@@ -200,7 +211,7 @@ class TestLink:
                 assert b"before" == talk(fwd.local_port, b"before")
                 gone = session.engine
                 box.cut()
-                until(lambda: not gone.active, "the cut is not noticed")
+                until(lambda gone=gone: not gone.active, "the cut is not noticed")
                 assert b"after" == talk(fwd.local_port, b"after")
             assert session.alive
 
@@ -262,7 +273,10 @@ class TestPort:
 
     def test_a_taken_port_is_said(self, session, echo):
         """By number, with the way out; the other's listener is left alone."""
-        with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(PortTakenError, match="cannot be taken") as caught:
+        with (
+            socket.create_server(("127.0.0.1", 0)) as other,
+            pytest.raises(PortTakenError, match="cannot be taken") as caught,
+        ):
             forward(session, echo, other.getsockname()[1])
         assert "leave the port out" in caught.value.hint
 
@@ -275,7 +289,7 @@ class TestPort:
 
     def test_close_is_idempotent_and_leaves_nothing(self, session, echo):
         """No thread, no descriptor, no listener; open connections end."""
-        threads, files = set(threading.enumerate()), len(os.listdir("/proc/self/fd"))
+        threads, files = ours(), len(os.listdir("/proc/self/fd"))
         fwd = forward(session, echo)
         with socket.create_connection(("127.0.0.1", fwd.local_port), timeout=WAIT_S) as line:
             line.sendall(b"x")
@@ -283,7 +297,7 @@ class TestPort:
             fwd.close()
             fwd.close()
             assert b"" == line.recv(1)
-        assert threads == set(threading.enumerate())
+        until(lambda: ours() == threads, "threads are left")
         until(lambda: len(os.listdir("/proc/self/fd")) <= files, "descriptors are left")
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", fwd.local_port), timeout=WAIT_S).close()

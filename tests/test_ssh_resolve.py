@@ -63,7 +63,9 @@ class TestBothEngines:
 
     def test_tokens_and_tilde_are_expanded(self, config, engine):
         """Paths come out absolute, with ssh's tokens in place."""
-        path = config("Host box\n HostName %h.lab\n User ana\n Port 24\n IdentityFile ~/k/%h-%r-%p-%n-%%\n IdentityAgent none\n")
+        path = config(
+            "Host box\n HostName %h.lab\n User ana\n Port 24\n IdentityFile ~/k/%h-%r-%p-%n-%%\n IdentityAgent none\n"
+        )
         hop = resolve("box", config=path, engine=engine).target
         assert hop.identity_files[0].endswith("/k/box.lab-ana-24-box-%")
         assert hop.identity_files[0].startswith("/")
@@ -86,7 +88,7 @@ def test_a_file_others_may_write_is_not_read(config):
 @pytest.mark.parametrize(
     ("text", "line", "word"),
     [
-        ("User a\nMatch exec \"touch {canary}\"\n User b\n", 2, "Match exec"),
+        ('User a\nMatch exec "touch {canary}"\n User b\n', 2, "Match exec"),
         ("Match final all\n", 1, "Match final"),
         ("Host a\n  Frobnicate yes\n", 2, "frobnicate"),
         ("CanonicalizeHostname yes\n", 1, "canonicalizehostname"),
@@ -97,7 +99,7 @@ def test_a_file_others_may_write_is_not_read(config):
 def test_what_is_outside_the_subset_is_refused_by_file_and_line(config, tmp_path, text, line, word):
     """The own reader does not guess, and runs nothing."""
     path = config(text.format(canary=tmp_path / "canary"))
-    with pytest.raises(SshConfigError, match=f"line {line}: .*{word}") as caught:
+    with pytest.raises(SshConfigError, match=rf"line {line}: .*{word}") as caught:
         resolve("a", config=path, engine="own")
     assert str(path) in caught.value.message
     assert not (tmp_path / "canary").exists()
@@ -111,7 +113,7 @@ def test_an_unknown_token_is_refused(config):
 
 def test_a_missing_file_is_said(tmp_path):
     """A path that was given and is not there is an error, not an empty configuration."""
-    with pytest.raises(SshConfigError, match="no such file|Can't open"):
+    with pytest.raises(SshConfigError, match=r"no such file|Can't open"):
         resolve("a", config=tmp_path / "none", engine="own")
 
 

@@ -38,7 +38,7 @@ def test_no_shell_sees_a_hostile_name(text, tmp_path):
     """A name that a shell, ssh or a terminal would act on is a usage error before anything runs; the canary is not made."""
     canary = tmp_path / "canary"
     config = tmp_path / "config"
-    config.write_text("Match exec \"touch pwned-%h\"\n  User x\nHost *\n  ProxyCommand nc %h %p\n")
+    config.write_text('Match exec "touch pwned-%h"\n  User x\nHost *\n  ProxyCommand nc %h %p\n')
     config.chmod(0o600)
     with pytest.raises(HostNameError) as caught:
         resolve(text.format(canary=canary), config=config)

@@ -223,7 +223,9 @@ def test_hashed_names_are_those_of_ssh_keygen(tmp_path):
     key = public(keygen(tmp_path / "k"))
     file = tmp_path / "kh"
     file.write_text(key.line(hashed("[gpu.lab]:24")) + "\n")
-    found = subprocess.run(["ssh-keygen", "-F", "[gpu.lab]:24", "-f", str(file)], capture_output=True, check=False, timeout=20)
+    found = subprocess.run(
+        ["ssh-keygen", "-F", "[gpu.lab]:24", "-f", str(file)], capture_output=True, check=False, timeout=20
+    )
     assert 0 == found.returncode
 
 

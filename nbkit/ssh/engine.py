@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from paramiko.common import cMSG_CHANNEL_OPEN, cMSG_CHANNEL_OPEN_FAILURE, cMSG_GLOBAL_REQUEST, cMSG_REQUEST_FAILURE
@@ -157,11 +157,11 @@ class Engine(Transport):  # type: ignore[misc]  # paramiko is not typed
         """Send now; waits while keys are exchanged."""
         self._send_user_message(m)
 
-    def send_data(self, payloads: list[bytes]) -> None:
+    def send_data(self, payloads: Sequence[Sequence[bytes | memoryview]]) -> None:
         """Send packets of channel data together, in one write where the cipher allows."""
         if not self.packetizer.fast:
             for payload in payloads:
-                self.send(Message(payload))
+                self.send(Message(b"".join(payload)))
             return
         end = time.monotonic() + self.clear_to_send_timeout
         while True:

@@ -64,7 +64,7 @@ class Stream(Channel):  # type: ignore[misc]  # paramiko is not typed
     # -- what the server sends; the transport's thread
 
     def _feed(self, m: Any) -> None:
-        data = m if isinstance(m, bytes) else m.get_binary()
+        data = m.get_binary()
         with self._owed_lock:
             self._granted -= len(data)
         if self._granted < 0:
@@ -74,7 +74,7 @@ class Stream(Channel):  # type: ignore[misc]  # paramiko is not typed
         if self.sink is not None:
             self.sink.data(memoryview(data))
         else:
-            self.in_buffer.feed(data)
+            self.in_buffer.feed(bytes(data))
 
     def _feed_extended(self, m: Message) -> None:
         code, data = m.get_int(), m.get_binary()
@@ -165,10 +165,10 @@ class Stream(Channel):  # type: ignore[misc]  # paramiko is not typed
         if size:
             most = min(self.out_max_packet_size, PACKET) - 64
             head = cMSG_CHANNEL_DATA + self.remote_chanid.to_bytes(4)
-            payloads = []
+            payloads: list[tuple[bytes, bytes, memoryview]] = []
             for at in range(0, size, most):
                 part = data[at : min(at + most, size)]
-                payloads.append(b"".join((head, len(part).to_bytes(4), part)))
+                payloads.append((head, len(part).to_bytes(4), part))
             with self._send_lock:
                 if not self._close_sent:
                     self.engine.send_data(payloads)

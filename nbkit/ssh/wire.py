@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from cryptography.exceptions import InvalidTag
@@ -22,7 +23,32 @@ _READ_BYTES = 256 * 1024
 _LARGEST_PACKET = 256 * 1024  # OpenSSH's PACKET_MAX_SIZE
 _LONGEST_LINE = 8192  # of the version banner
 _TAG = 16
+_CHANNEL_DATA = 94
+_DATA_HEAD = 10  # padding length, message number, channel, length
 _BLOCK = 16
+
+
+class ChannelData:
+    """A packet of channel data, read in place: paramiko's Message would copy it three times.
+
+    Attributes:
+        seqno: Its number, as paramiko has it on every message.
+    """
+
+    __slots__ = ("_end", "_plain", "seqno")
+
+    def __init__(self, plain: bytes, end: int) -> None:
+        if end < _DATA_HEAD or int.from_bytes(plain[6:10]) != end - _DATA_HEAD:
+            raise SSHException("A packet of channel data has a wrong length")
+        self._plain, self._end, self.seqno = plain, end, 0
+
+    def get_int(self) -> int:
+        """The channel's number; what paramiko asks for first."""
+        return int.from_bytes(self._plain[2:6])
+
+    def get_binary(self) -> memoryview:
+        """The data."""
+        return memoryview(self._plain)[_DATA_HEAD : self._end]
 
 
 class Wire(Packetizer):  # type: ignore[misc]  # paramiko is not typed
@@ -127,7 +153,7 @@ class Wire(Packetizer):  # type: ignore[misc]  # paramiko is not typed
         self._buffer = self._buffer[self._at :] + more
         self._at = 0
 
-    def read_message(self) -> tuple[int, Message]:
+    def read_message(self) -> tuple[int, Message | ChannelData]:
         """The next packet: its number and the rest of it."""
         if self._open_engine is None:
             return super().read_message()  # type: ignore[no-any-return]  # same
@@ -153,7 +179,9 @@ class Wire(Packetizer):  # type: ignore[misc]  # paramiko is not typed
         self._in_packets += 1
         if not self.need_rekey() and (self._in_bytes >= self.REKEY_BYTES or self._in_packets >= self.REKEY_PACKETS):
             self._trigger_rekey()
-        message = Message(plain[2 : size - padding])
+        message = (
+            ChannelData(plain, size - padding) if plain[1] == _CHANNEL_DATA else Message(plain[2 : size - padding])
+        )
         message.seqno = self._in_number
         self._in_number = (self._in_number + 1) & 0xFFFFFFFF
         return plain[1], message
@@ -185,19 +213,20 @@ class Wire(Packetizer):  # type: ignore[misc]  # paramiko is not typed
         if self._seal_engine is None:
             super().send_message(data)
         else:
-            self.send_payloads([data.asbytes()])
+            self.send_payloads([[data.asbytes()]])
 
-    def send_payloads(self, payloads: list[bytes]) -> None:
-        """Several packets in one write; only while `fast`."""
+    def send_payloads(self, payloads: Sequence[Sequence[bytes | memoryview]]) -> None:
+        """Several packets, each in pieces, in one write; only while `fast`."""
         with self._seal_lock:
             fixed, counter = self._seal_iv
             parts = []
-            for payload in payloads:
-                padding = _BLOCK - (len(payload) + 1) % _BLOCK
+            for pieces in payloads:
+                size = sum(map(len, pieces)) + 1
+                padding = _BLOCK - size % _BLOCK
                 if padding < 4:
                     padding += _BLOCK
-                header = (len(payload) + 1 + padding).to_bytes(4)
-                plain = b"".join((padding.to_bytes(1), payload, os.urandom(padding)))
+                header = (size + padding).to_bytes(4)
+                plain = b"".join((padding.to_bytes(1), *pieces, os.urandom(padding)))
                 parts += [header, self._seal_engine.encrypt(fixed + counter.to_bytes(8), plain, header)]
                 counter = (counter + 1) % 2**64
             self._seal_iv = (fixed, counter)
