@@ -78,7 +78,8 @@ class Sshd:
                  "LogLevel VERBOSE", f"AuthorizedKeysFile {self.folder}/authorized_keys", "PasswordAuthentication no",
                  "KbdInteractiveAuthentication no", "PermitRootLogin yes", "MaxStartups 200:30:400",
                  # A login shell reads what this user has in the home folder, which may take any time.
-                 f"SetEnv HOME={self.folder}", "MaxSessions 100", *(f"HostKey {key}" for key in self.host_keys), *self.options]  # fmt: skip
+                 f"SetEnv HOME={self.folder}", "MaxSessions 100",
+                 *(f"HostKey {key}" for key in self.host_keys), *self.options]  # fmt: skip
         first: dict[str, str] = {}
         for line in reversed(lines):  # sshd takes the first value: what the test asks for goes before the defaults
             word = line.split()[0].lower()
@@ -155,7 +156,8 @@ class Sshd:
         path = path or self.config
         body = [f"Host {alias}", *lines, "HostName 127.0.0.1", f"Port {self.port}", f"User {self.user}",
                 *([] if any(line.startswith("IdentityFile") for line in lines) else [f"IdentityFile {self.key}"]),
-                "IdentityAgent none", f"UserKnownHostsFile {known or self.known_hosts}", "GlobalKnownHostsFile /dev/null"]  # fmt: skip
+                "IdentityAgent none", f"UserKnownHostsFile {known or self.known_hosts}",
+                "GlobalKnownHostsFile /dev/null"]  # fmt: skip
         with path.open("a") as file:
             file.write("\n  ".join(body) + "\n")
         path.chmod(0o600)

@@ -168,12 +168,10 @@ class TestBytes:
         monkeypatch.setattr(Wire, "REKEY_BYTES", 300_000)
         content = os.urandom(4_000_000)
         with connect("box", config=box.config, ask=None) as session, forward(session, echo) as fwd:
-            failures = []
+            failures: list[int] = []
 
             def churn():
-                for _ in range(15):
-                    if talk(fwd.local_port, b"x" * 2000) != b"x" * 2000:
-                        failures.append("short")
+                failures.extend(i for i in range(15) if talk(fwd.local_port, b"x" * 2000) != b"x" * 2000)
 
             threads = [threading.Thread(target=churn, daemon=True) for _ in range(3)]
             for thread in threads:

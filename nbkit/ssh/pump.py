@@ -209,9 +209,10 @@ class Pump(threading.Thread):
         if source is self._listener:
             self._accept()
         elif connection is None:
-            self._awake = False
+            # First empty it, then say so: the other way round, a byte sent in between is lost and nobody sends another.
             with contextlib.suppress(BlockingIOError):
                 self._wake_in.recv(4096)
+            self._awake = False
         else:
             if events & selectors.EVENT_WRITE:
                 connection.drain()
