@@ -16,7 +16,7 @@ from nbkit.memory.time import Duration, Load, Rates, duration, remaining
 from nbkit.memory.trace import Trace
 
 __all__ = [
-    "SHAPES", "Duration", "Estimate", "Feed", "Fit", "Fits", "Load", "Measured", "Option", "Part", "Peak", "Plan", "Prediction", "Program",
-    "Prophecy", "Rates", "Shape", "Step", "Trace", "Wish", "benchmark", "compose", "duration", "estimate", "fits", "measured_step", "plan",
-    "predict", "prophecy", "remaining", "shape",
+    "SHAPES", "Duration", "Estimate", "Feed", "Fit", "Fits", "Load", "Measured", "Option", "Part", "Peak", "Plan",
+    "Prediction", "Program", "Prophecy", "Rates", "Shape", "Step", "Trace", "Wish", "benchmark", "compose",
+    "duration", "estimate", "fits", "measured_step", "plan", "predict", "prophecy", "remaining", "shape",
 ]  # fmt: skip
