@@ -16,7 +16,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,17 +72,23 @@ class Lab:
             shutil.rmtree(self.folder / name, ignore_errors=True)
             (self.folder / name).mkdir(parents=True)
 
+    def add_kernel(self, name: str, python: Path) -> None:
+        """Let notebooks name a kernel that runs `python`; it imports nbkit and tools from this tree."""
+        spec = self.folder / "data" / "kernels" / name / "kernel.json"
+        spec.parent.mkdir(parents=True, exist_ok=True)
+        command = [str(python), "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        spec.write_text(json.dumps({"argv": command, "display_name": name, "language": "python"}))
+
 
 @contextlib.contextmanager
-def lab(folder: Path, kernels: Mapping[str, Path], imports: Sequence[Path] = ()) -> Iterator[Lab]:
-    """Run a JupyterLab whose files all lie in `folder`.
+def lab(folder: Path, imports: Sequence[Path] = ()) -> Iterator[Lab]:
+    """Run a JupyterLab whose files all lie in `folder`; its kernel `nbkit` is this Python.
 
     Args:
-        kernels: Python of each kernel, by the name that notebooks give it. They import nbkit and tools from this tree.
         imports: More folders that its kernels import from.
     Raises: RuntimeError with the end of its log when it is not up after START_S.
     """
-    variables = _prepare(folder, kernels, imports)
+    variables = _prepare(folder, imports)
     log = folder / "lab.log"
     options = {
         "ServerApp.ip": "127.0.0.1", "ServerApp.port": "0", "ServerApp.root_dir": folder / "root",
@@ -99,13 +105,14 @@ def lab(folder: Path, kernels: Mapping[str, Path], imports: Sequence[Path] = ())
     try:
         server = Lab(folder, _wait_for_url(process, folder / "runtime", log))
         _wait_until_it_answers(server, process, log)
+        server.add_kernel("nbkit", Path(sys.executable))
         yield server
     finally:
         end_tree(process)
 
 
-def _prepare(folder: Path, kernels: Mapping[str, Path], imports: Sequence[Path]) -> dict[str, str]:
-    """Folders, settings and kernels; the environment that makes the server use them and nothing else of the user's."""
+def _prepare(folder: Path, imports: Sequence[Path]) -> dict[str, str]:
+    """Folders and settings; the environment that makes the server use them and nothing else of the user's."""
     places = {
         "JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime",
         "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "IPYTHONDIR": "ipython",
@@ -117,11 +124,6 @@ def _prepare(folder: Path, kernels: Mapping[str, Path], imports: Sequence[Path])
     overrides = folder / "config" / "labconfig" / "default_setting_overrides.json"
     overrides.parent.mkdir(exist_ok=True)
     overrides.write_text(json.dumps(quiet))
-    for name, python in kernels.items():
-        spec = folder / "data" / "kernels" / name / "kernel.json"
-        spec.parent.mkdir(parents=True, exist_ok=True)
-        command = [str(python), "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        spec.write_text(json.dumps({"argv": command, "display_name": name, "language": "python"}))
     variables = {name: value for name, value in os.environ.items() if name not in _DROPPED}
     variables |= {name: str(folder / place) for name, place in places.items()}
     # Two cores: threads of torch that wait must not spin.

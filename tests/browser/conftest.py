@@ -18,6 +18,7 @@ HERE = Path(__file__).parent
 LIMIT_S = 120
 # When even that does not end a test: the process ends here, and server, kernels and Chromium end with it.
 HARD_LIMIT_S = 240
+COLAB = pytest.StashKey["Path | str"]()  # its Python, or why there is none
 
 
 def missing() -> str:
@@ -41,6 +42,17 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+def pytest_collection_finish(session):
+    """Make Colab's environment before the first test: it may take longer than a test should."""
+    if not missing() and any("colab" in getattr(item, "fixturenames", ()) for item in session.items):
+        from tools import overlay
+
+        try:
+            session.config.stash[COLAB] = overlay.python("colab")
+        except overlay.CannotMakeError as error:
+            session.config.stash[COLAB] = str(error).splitlines()[0]
+
+
 @pytest.fixture(autouse=True)
 def _limit():
     """The signal of pytest-timeout is not seen while C code waits; this is."""
@@ -54,8 +66,18 @@ def lab(tmp_path_factory):
     """The server; kernel `nbkit` is this Python."""
     from tools.lab import lab as serve
 
-    with serve(tmp_path_factory.mktemp("lab"), {"nbkit": Path(sys.executable)}, [HERE]) as server:
+    with serve(tmp_path_factory.mktemp("lab"), [HERE]) as server:
         yield server
+
+
+@pytest.fixture
+def colab(lab, request):
+    """The name of a kernel with Colab's versions; skips where they cannot be installed."""
+    python = request.config.stash[COLAB]
+    if isinstance(python, str):
+        pytest.skip(f"needs an index of packages for requirements/colab.txt: {python}")
+    lab.add_kernel("colab", python)
+    return "colab"
 
 
 @pytest.fixture(scope="module")

@@ -23,16 +23,25 @@ def row(step, total):
 
 
 def write(recorder, total, every_s):
-    """Steps at a steady pace until `total` or until asked to stop."""
-    began, step = time.monotonic(), 0
+    """Steps at a steady pace until `total` or until asked to stop; a pause holds them."""
+    pause, step = recorder.path / "PAUSE", 0
     recorder.set("training", max_steps=total)
+    due = time.monotonic()
     while step < total and not recorder.stop_asked:
+        if pause.exists():
+            recorder.set("paused")
+            while pause.exists() and not recorder.stop_asked:
+                time.sleep(0.02)
+            recorder.set("training")
+            due = time.monotonic()
+            continue
         step += 1
         recorder.row(step, row(step, total))
         if step % 50 == 0:
             recorder.row(step, {"eval_loss": row(step, total)["loss"] + 0.1})
         recorder.set(now=False, step=step)
-        time.sleep(max(0.0, began + step * every_s - time.monotonic()))
+        due += every_s
+        time.sleep(max(0.0, due - time.monotonic()))
     end = "stopped" if recorder.stop_asked else "done"
     recorder.event(end, step=step, ended=time.time())
     recorder.set(end, step=step)
@@ -43,3 +52,25 @@ def begin(total=2000, every_s=0.05, name="steps"):
     recorder = Recorder(new_path(name))
     threading.Thread(target=write, args=(recorder, total, every_s), daemon=True).start()
     return Run(recorder.path)
+
+
+def trainer(max_steps=3000, **arguments):
+    """A real transformers Trainer: LoRA on two layers of 32 numbers, some ten milliseconds a step."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=64, num_key_value_heads=2, **size))
+    ids = torch.randint(0, 64, (64, 16)).tolist()
+    options = {
+        "max_steps": max_steps, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "use_cpu": True,
+        "save_strategy": "no", "report_to": [], "logging_steps": 1, "output_dir": "unused",
+        "dataloader_pin_memory": False, **arguments,
+    }  # fmt: skip
+    return Trainer(
+        model=get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")),
+        args=TrainingArguments(**options),
+        train_dataset=[{"input_ids": each, "labels": each} for each in ids],
+    )
