@@ -29,6 +29,7 @@ class TestRecorder:
         recorder.set("training", step=2, max_steps=4)
         recorder.row(1, {"loss": 1.0})
         recorder.row(2, {"loss": 0.5})
+        recorder.flush()
         run = latest()
         assert [1.0, 0.5] == [row["loss"] for row in run.metrics()]
         assert ("training", 2, 4) == (run.status.state, run.status.step, run.status.max_steps)
@@ -38,6 +39,7 @@ class TestRecorder:
         """metrics.jsonl stays JSON that any program reads."""
         recorder = Recorder(new_path("x"))
         recorder.row(1, {"loss": float("nan"), "lr": 0.1})
+        recorder.flush()
         line = (recorder.path / "metrics.jsonl").read_text()
         assert "NaN" not in line
         assert (None, ["loss"]) == (json.loads(line)["loss"], json.loads(line)["nonfinite"])
@@ -63,6 +65,7 @@ class TestRun:
         """A reader never meets a line that is still being written."""
         recorder = Recorder(new_path("x"))
         recorder.row(1, {"loss": 1.0})
+        recorder.flush()
         with (recorder.path / "metrics.jsonl").open("a") as file:
             file.write('{"step": 2, "lo')
         assert 1 == len(latest().metrics())
@@ -92,6 +95,7 @@ class TestRun:
         recorder = Recorder(new_path("x"))
         recorder.set("training", step=1, max_steps=9)
         recorder.row(1, {"loss": 1.0})
+        recorder.flush()
         path = recorder.path / "status.json"
         recorded = json.loads(path.read_text())
         path.write_text(json.dumps({**recorded, "updated": time.time() - 3600}))

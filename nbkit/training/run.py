@@ -2,9 +2,11 @@
 
 runs/<id>/config.yaml     what `trl sft --config` reads
           metrics.jsonl   one object a step, appended
+          system.jsonl    one object a second: CPU, memory, GPU
+          samples.jsonl   what the model answers to fixed prompts at each evaluation
           events.jsonl    what happened: started, repaired, saved, stopped, failed
           status.json     the state word, the step, and the cause of a failure
-          STOP            there when someone asked to stop
+          STOP, PAUSE     there when someone asked for it
           checkpoints/    see checkpoint.py
           adapter/        the result (model/ after full fine-tuning)
 """
@@ -12,48 +14,23 @@ runs/<id>/config.yaml     what `trl sft --config` reads
 from __future__ import annotations
 
 import itertools
-import json
 import os
-import socket
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
-
-import psutil
+from typing import Any
 
 from nbkit import atomic
 from nbkit.display import Table, mode
 from nbkit.errors import RunError
+from nbkit.training import lines, status
+from nbkit.training.lines import Tail
+from nbkit.training.status import Status
 
-State = Literal["waiting", "training", "evaluating", "stalled", "done", "stopped", "failed"]
-ACTIVE = ("waiting", "training", "evaluating", "stalled")
 _STALLED_STEPS = 5  # no row for this many median steps
 _STALLED_LEAST_S = 60.0
 _LINE_EVERY_S = 10.0
-
-
-@dataclass(frozen=True)
-class Status:
-    """Where a run stands; times are seconds since the epoch."""
-
-    state: State
-    step: int
-    max_steps: int
-    started: float
-    updated: float
-    pid: int
-    host: str
-    process_started: float
-    cause: str = ""
-    hint: str = ""
-    resumed_from: int = 0
-
-    @property
-    def active(self) -> bool:
-        """True while it may still write."""
-        return self.state in ACTIVE
 
 
 class Run:
@@ -82,22 +59,13 @@ class Run:
     @property
     def status(self) -> Status:
         """The recorded status, corrected by what can be seen: a process that is gone has failed, a silent one stalled."""
-        recorded = Status(**json.loads((self.path / "status.json").read_text()))
-        if not recorded.active:
-            return recorded
-        if _gone(recorded):
-            return _with(
-                recorded,
-                state="failed",
-                cause=f"its process {recorded.pid} is gone (killed, out of memory, or the kernel was restarted)",
-                hint='start the cell again with nbkit.start(trainer, resume="auto"): it goes on from the last checkpoint',
-            )
-        return _with(recorded, state="stalled") if self._silent(recorded) else recorded
+        seen = status.read(self.path)
+        return replace(seen, state="stalled") if self._silent(seen) else seen
 
     def _silent(self, status: Status) -> bool:
         if status.state != "training":
             return False
-        times = [row["time"] for row in self.metrics()[-50:] if "loss" in row]
+        times = [row["time"] for row in lines.last(self.path / "metrics.jsonl") if "loss" in row]
         gaps = [b - a for a, b in itertools.pairwise(times)]
         limit = max(_STALLED_LEAST_S, _STALLED_STEPS * statistics.median(gaps)) if gaps else 10 * _STALLED_LEAST_S
         return time.time() - status.updated > limit
@@ -109,19 +77,57 @@ class Run:
         return read_yaml(self.path / "config.yaml")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All rows so far: `step`, `time` and what the trainer logged. A line still being written is left out."""
-        return _lines(self.path / "metrics.jsonl")
+        """All rows so far: `step`, `time` and what the trainer logged. A line still being written is left out, and of a
+        step that was trained again after a resume the later row counts.
+        """
+        rows: list[dict[str, Any]] = []
+        lines.join(rows, lines.read(self.path / "metrics.jsonl"))
+        return rows
 
     def events(self) -> list[dict[str, Any]]:
         """What happened, in order; each with `time`, `event` and its particulars."""
-        return _lines(self.path / "events.jsonl")
+        return lines.read(self.path / "events.jsonl")
+
+    def system(self) -> list[dict[str, Any]]:
+        """One reading of the machine a second; see system.Sampler for the keys, and for what an absent one means."""
+        return lines.read(self.path / "system.jsonl")
+
+    def samples(self) -> list[dict[str, Any]]:
+        """What the model answered: `step`, `index` of the prompt, `prompt`, `text`, and `time`."""
+        return lines.read(self.path / "samples.jsonl")
+
+    def tail(self, name: str, offset: int = 0) -> Tail:
+        """Follow `metrics`, `system`, `samples` or `events`: each `read()` gives the rows that are new, reading only
+        their bytes. Rows of metrics are put together by `lines.join`.
+        """
+        return Tail(self.path / f"{name}.jsonl", offset)
 
     def stop(self) -> None:
-        """Ask the run to finish its step, save a checkpoint and the adapter, and end. Works from any process."""
-        status = self.status
-        if not status.active:
-            raise RunError(f"Run {self.id} is not running: {status.state} at step {status.step}.", hint="nbkit runs")
-        atomic.write_text(self.path / "STOP", "asked to stop\n")
+        """Ask the run to finish its step, save a checkpoint and the adapter, and end. Works from any process, also on
+        a paused run.
+        """
+        self._ask("STOP", "stop")
+
+    def pause(self) -> None:
+        """Ask the run to finish its step, save a checkpoint and hold until `unpause` or `stop`. Its model stays in
+        memory. Works from any process.
+        """
+        self._ask("PAUSE", "pause")
+
+    def unpause(self) -> None:
+        """Let a paused run go on; nothing happens to one that is not."""
+        (self.path / "PAUSE").unlink(missing_ok=True)
+
+    @property
+    def pausing(self) -> bool:
+        """True when a pause is asked for, whether the run holds already or still finishes its step."""
+        return (self.path / "PAUSE").exists()
+
+    def _ask(self, name: str, verb: str) -> None:
+        now = self.status
+        if not now.active:
+            raise RunError(f"Run {self.id} is not running: {now.state} at step {now.step}.", hint="nbkit runs")
+        atomic.write_text(self.path / name, f"asked to {verb}\n", mode=0o600, durable=False)
 
     def wait(self, timeout_s: float | None = None) -> Run:
         """Wait until it ends, with a line of progress now and then. An interrupt (■, Ctrl-C) stops the run well.
@@ -186,7 +192,7 @@ class Run:
 
 def headline(status: Status, rows: list[dict[str, Any]]) -> str:
     """`training · step 41/120 · loss 0.2531 · 190 tok/s · ETA 03:12`; parts that are not known yet are left out."""
-    parts = [status.state, f"step {status.step}/{status.max_steps or '?'}"]
+    parts = [status.words, f"step {status.step}/{status.max_steps or '?'}"]
     trained = [row for row in rows if row.get("loss") is not None]
     if trained:
         parts.append(f"loss {trained[-1]['loss']:.4f}")
@@ -211,10 +217,10 @@ def runs_dir() -> Path:
 
 
 def runs(folder: str | Path | None = None) -> list[Run]:
-    """Every run in `folder` (default: `runs_dir()`), the newest first."""
+    """Every run in `folder` (default: `runs_dir()`), the one begun or resumed last first."""
     root = Path(folder) if folder is not None else runs_dir()
     found = [Run(path.parent) for path in root.glob("*/status.json")]
-    return sorted(found, key=lambda run: run.id, reverse=True)
+    return sorted(found, key=lambda run: (status.recorded(run.path).started, run.id), reverse=True)
 
 
 def latest(name: str | Path | None = None, folder: str | Path | None = None) -> Run:
@@ -236,31 +242,3 @@ def latest(name: str | Path | None = None, folder: str | Path | None = None) -> 
             f"{name!r} fits {len(found)} runs: {', '.join(run.id for run in found)}.", hint="write more of the id"
         )
     return next((run for run in found if run.id == str(name)), found[0])
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    return [json.loads(line) for line in whole.splitlines() if line]
-
-
-def _with(status: Status, **changes: Any) -> Status:
-    from dataclasses import replace
-
-    return replace(status, **changes)
-
-
-def process_started(pid: int) -> float:
-    """When `pid` began, so that a number used again by another process is not taken for it; 0.0 when it is gone."""
-    try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.Error:
-        return 0.0
-
-
-def _gone(status: Status) -> bool:
-    if status.host != socket.gethostname():
-        return False  # another machine's process cannot be seen from here
-    return abs(process_started(status.pid) - status.process_started) > 1.0

@@ -13,9 +13,12 @@ from nbkit import atomic, smoke
 from nbkit.errors import NbkitError, RunError, debugging, require
 from nbkit.training import checkpoint, repairs
 from nbkit.training.callbacks import recording
+from nbkit.training.guards import guarding
 from nbkit.training.recipe import data_identity, differences, read_yaml, recipe, to_yaml
 from nbkit.training.record import Recorder, new_path
-from nbkit.training.run import Run, State, latest, runs
+from nbkit.training.run import Run, latest, runs
+from nbkit.training.status import State
+from nbkit.training.system import Sampler
 
 _VERSIONS = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "nbkit-llm")
 _SMOKE_STEPS, _SMOKE_ROWS = 3, 4
@@ -176,12 +179,14 @@ def _attach(trainer: Any, recorder: Recorder) -> Any:
         kind = type(callback).__name__
         if isinstance(callback, (PrinterCallback, ProgressCallback)) or kind in {
             "Recording",
+            "Guarding",
             "NotebookProgressCallback",
         }:
             trainer.remove_callback(callback)
     trainer.args.disable_tqdm = True
     callback = recording(recorder)
     trainer.add_callback(callback)
+    trainer.add_callback(guarding(trainer, recorder))
     return callback
 
 
@@ -203,15 +208,11 @@ def _wandb_login() -> bool:
 
 def _train(trainer: Any, recorder: Recorder, callback: Any, plan: _Plan) -> None:
     """The worker: train, keep the result, and say how it ended, whatever ends it."""
+    sampler = Sampler(recorder.system).start()
     try:
         resumed = int(plan.checkpoint.name.rpartition("-")[2]) if plan.checkpoint else 0
         recorder.set("waiting", resumed_from=resumed)
         trainer.train(resume_from_checkpoint=str(plan.checkpoint) if plan.checkpoint else None)
-        if callback.cause:
-            raise RunError(
-                f"{callback.cause}; the weights of that step were not saved",
-                hint="lower the learning rate or max_grad_norm, or train in bf16 instead of fp16; the last checkpoint is good",
-            )
         _keep(trainer, plan.path, recorder)
         end: State = "stopped" if callback.asked and trainer.state.global_step < trainer.state.max_steps else "done"
         recorder.event(end, step=trainer.state.global_step)
@@ -219,6 +220,8 @@ def _train(trainer: Any, recorder: Recorder, callback: Any, plan: _Plan) -> None
     except BaseException as error:
         _record_failure(error, recorder, trainer)
     finally:
+        sampler.stop()
+        recorder.close()
         _busy.release()
 
 
