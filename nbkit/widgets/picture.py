@@ -1,84 +1,170 @@
-"""A run as one self-contained piece of HTML: a line of facts and the loss curve as SVG; small, no script, no network."""
+"""A run as one SVG: the dashboard as it stands, without a script; small enough to be kept in a notebook."""
 
 from __future__ import annotations
 
-import math
 from html import escape
-from typing import Any
+from typing import NamedTuple
 
-from nbkit.training.run import Run, headline
+from nbkit.widgets.feed import Feed
+from nbkit.widgets.head import Head, number
+from nbkit.widgets.plot import Box, Line, Point, chart, spaced
+from nbkit.widgets.series import Row
 
-_WIDTH, _HEIGHT = 640, 200
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 8, 22
-_MOST_POINTS = 400
-_TRAIN, _EVAL = "#4c78a8", "#e4572e"
+WIDTH, HEIGHT = 880, 402
+_LOG_FROM = 50  # a loss that falls by more is drawn on a logarithmic scale
+_LIGHT = {
+    "paper": "#ffffff", "edge": "#dfe3e8", "ink": "#1f2430", "dim": "#66707f", "grid": "#eceff3",
+    "train": "#3b5bdb", "raw": "#b9c4f1", "eval": "#d9480f", "quiet": "#52637a", "fill": "#edeff2",
+    "good": "#2b7a3d", "warn": "#9a6700", "bad": "#c92a2a",
+}  # fmt: skip
+_DARK = {
+    "paper": "#15181d", "edge": "#2c313a", "ink": "#e3e6ec", "dim": "#98a1ae", "grid": "#23272e",
+    "train": "#8aa4ff", "raw": "#3e4a78", "eval": "#ff9f5a", "quiet": "#a3b3c9", "fill": "#20242b",
+    "good": "#69c97f", "warn": "#e3b341", "bad": "#ff8a80",
+}  # fmt: skip
+_TONES = {"training": "train", "evaluating": "train", "done": "good", "stopped": "quiet", "paused": "warn",
+          "stalled": "warn", "failed": "bad", "waiting": "quiet"}  # fmt: skip
+# On a 14 by 14 grid, as in dashboard.js: a state is told by its word, its shape and its colour.
+_SHAPES = {
+    "waiting": '<circle cx="7" cy="7" r="5" fill="none" stroke-width="2" stroke-dasharray="3 2.2"/>',
+    "training": '<circle cx="7" cy="7" r="5"/>',
+    "evaluating": '<path d="M7 1 13 7 7 13 1 7Z"/>',
+    "paused": '<path d="M3 2h3v10H3zM8 2h3v10H8z"/>',
+    "stalled": '<path d="M7 1.5 13.5 12.5H.5Z"/>',
+    "done": '<path d="M2 7.5 5.5 11 12 3.5" fill="none" stroke-width="2.4"/>',
+    "stopped": '<rect x="2" y="2" width="10" height="10" rx="1.5"/>',
+    "failed": '<path d="M3 3 11 11M11 3 3 11" fill="none" stroke-width="2.4"/>',
+}
 
 
-def picture(run: Run) -> str:
-    """HTML for `run` as it stands; under 25 kB however long the run is."""
-    rows = run.metrics()
-    line = escape(headline(run.status, rows))
-    head = f"<div style='font-family:monospace;font-size:13px'><b>{escape(run.id)}</b> · {line}</div>"
-    return f"<div>{head}{curve(rows)}</div>"
+def picture(feed: Feed, *, inline: bool, points: int = 240, metadata: str = "") -> str:
+    """SVG of what `feed` has read so far.
 
-
-def curve(rows: list[dict[str, Any]]) -> str:
-    """Training loss (line) and evaluation loss (dots) over steps, on a logarithmic scale when it spans a decade."""
-    train = _thinned([(row["step"], row["loss"]) for row in rows if row.get("loss") is not None])
-    held_out = [(row["step"], row["eval_loss"]) for row in rows if row.get("eval_loss") is not None]
-    values = [value for _, value in train + held_out if value > 0]
-    if len(train) < 2 or not values:
-        return "<div style='opacity:.6;font-size:13px'>no loss yet</div>"
-    low, high = min(values), max(values)
-    log = high / low > 10
-
-    def scale(value: float) -> float:
-        return float(math.log10(value)) if log else value
-
-    bottom, top = scale(low), scale(high)
-    span = top - bottom or 1.0
-    last = float(max(step for step, _ in train + held_out))
-
-    def x(step: float) -> float:
-        return _LEFT + (_WIDTH - _LEFT - _RIGHT) * step / last
-
-    def y(value: float) -> float:
-        return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (1 - (scale(max(value, low)) - bottom) / span)
-
-    points = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in train)
-    dots = "".join(f'<circle cx="{x(s):.1f}" cy="{y(v):.1f}" r="3.5" fill="{_EVAL}"/>' for s, v in held_out)
-    marks = "".join(
-        f'<text x="{_LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.3g}</text>'
-        f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="currentColor" opacity=".15"/>'
-        for value in _ticks(low, high, log=log)
-    )
-    legend = f"<tspan fill='{_TRAIN}'>training loss</tspan>" + (
-        f"<tspan fill='{_EVAL}'> ● evaluation loss</tspan>" if held_out else ""
-    )
+    Args:
+        inline: To stand in a page and follow the theme of its notebook; else to stand alone, as an image, and follow
+            the reader's light or dark setting.
+        points: Of the longest curve; fewer make a smaller file.
+        metadata: Text kept inside, for whoever reads the file again.
+    """
+    head = feed.head or Head()
+    drawn = "".join((_card(head, feed.run.id, _reason(feed)), *_charts(feed, points)))
+    label = escape(f"{feed.run.id}: {head.line}", quote=True)
+    kept = f'<metadata id="nbkit-run">{escape(metadata, quote=False)}</metadata>' if metadata else ""
+    size = "" if inline else f'height="{HEIGHT}" '
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" role="img" aria-label="loss by step" '
-        f'style="max-width:100%;font:11px sans-serif;fill:currentColor">{marks}'
-        f'<polyline points="{points}" fill="none" stroke="{_TRAIN}" stroke-width="1.5"/>{dots}'
-        f'<text x="{_WIDTH - _RIGHT}" y="{_TOP + 10}" text-anchor="end">{legend}</text>'
-        f'<text x="{_LEFT}" y="{_HEIGHT - 6}">step 0</text>'
-        f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 6}" text-anchor="end">{last:.0f}</text></svg>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="nbkit-picture" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" '
+        f'{size}role="img" aria-label="{label}" style="max-width:100%;font:11.5px system-ui,sans-serif">'
+        f"<title>{label}</title>{kept}<style>{_sheet(inline=inline)}</style>{drawn}</svg>"
     )
 
 
-def _ticks(low: float, high: float, *, log: bool) -> list[float]:
-    if not log:
-        return [low, (low + high) / 2, high]
-    powers = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
-    return [10.0**power for power in powers] or [low, high]
+def _reason(feed: Feed) -> str:
+    reason = feed.machine.get("reason", "")
+    return f"no GPU: {reason}" if reason else ""
 
 
-def _thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """At most `_MOST_POINTS`, the lowest and the highest of each stretch, so that no spike is lost."""
-    if len(points) <= _MOST_POINTS:
-        return points
-    size = math.ceil(2 * len(points) / _MOST_POINTS)
-    kept: list[tuple[int, float]] = []
-    for at in range(0, len(points), size):
-        stretch = points[at : at + size]
-        kept += sorted({min(stretch, key=lambda p: p[1]), max(stretch, key=lambda p: p[1])})
-    return kept
+def _card(head: Head, run: str, reason: str) -> str:
+    tone = _TONES.get(head.state, "quiet")
+    done = min(1.0, head.step / head.steps) if head.steps else 0.0
+    width = WIDTH - 32
+    about = " · ".join(part for part in (run, reason, head.cause) if part)
+    about = about if len(about) < 150 else about[:149] + "…"
+    return (
+        f'<rect class="p" x=".5" y=".5" width="{WIDTH - 1}" height="{HEIGHT - 1}" rx="9"/>'
+        f'<g transform="translate(16 15)" class="c-{tone}">{_SHAPES.get(head.state, _SHAPES["waiting"])}</g>'
+        f'<text class="b c-{tone} h" x="36" y="27">{escape(head.state)}</text>'
+        f'<text class="k h" x="{48 + 7.6 * len(head.state):.0f}" y="27">{escape(head.facts)}</text>'
+        f'<rect class="g" x="16" y="38" width="{width}" height="3" rx="1.5" style="stroke:none" id="t"/>'
+        f'<rect class="c-{tone}" x="16" y="38" width="{width * done:.0f}" height="3" rx="1.5" style="stroke:none"/>'
+        f'<text class="d" x="16" y="57">{escape(about)}</text>'
+    )
+
+
+class _Place(NamedTuple):
+    box: Box
+    title: str
+    value: str
+
+
+def _charts(feed: Feed, most: int) -> list[str]:
+    series, rows = feed.series, feed.series.rows
+    last = series.last
+    few = max(24, most // 3)
+    span = _span(rows, series.evals)
+    train, smooth = _column(rows, "loss", most), _column(rows, "smooth", few * 2)
+    evals = [(float(step), value) for step, value in series.evals][-few:]
+    positive = [value for _, value in (*train, *evals) if value > 0]
+    log = bool(positive) and max(positive) / min(positive) > _LOG_FROM
+    gpu, total = feed.machine.get("gpu", False), feed.machine.get("total")
+    loads = feed.loads
+    memory = [(load.at, load.gib) for load in loads]
+    percent = [(load.at, load.percent) for load in loads]
+    speed = "tokens/s" if series.counts_tokens or not rows else "steps/s"
+    width, wide = 272.0, 561.0
+    grid = [(305 + width, 66.0), (305 + width, 178.0), (16.0, 290.0), (16 + 289, 290.0), (16 + 289 * 2, 290.0)]
+    values = [
+        ("learning rate", number(last.rate if last else None), _column(rows, "rate", few), True, None),
+        ("gradient norm", number(last.gradient if last else None), _column(rows, "gradient", few), False, None),
+        (speed, number(last.speed if last else None), _column(rows, "speed", few), True, None),
+        ("GPU memory" if gpu else "RAM", f"{number(loads[-1].gib)} GiB" if loads else "–", spaced(memory, few), True, total if gpu else None),
+        ("GPU" if gpu else "CPU", f"{number(loads[-1].percent)} %" if loads else "–", spaced(percent, few), True, 100.0 if gpu else None),
+    ]  # fmt: skip
+    legend = (
+        f'<tspan class="c-raw">▬</tspan> train {number(last.loss if last else None)}'
+        f'  <tspan class="c-train">▬</tspan> smoothed {number(last.smooth if last else None)}'
+        + (f'  <tspan class="c-eval">●</tspan> eval {number(evals[-1][1])}' if evals else "")
+    )
+    parts = [
+        _titled(16, 66, wide, "loss" + (", log scale" if log else ""), legend),
+        chart(Box(16, 84, wide, 200), [Line(train, "r"), Line(smooth, "t"), Line(evals, "v", dots=True)], span, log=log, axis=True),
+    ]  # fmt: skip
+    for (x, y), (title, value, points, zero, roof) in zip(grid, values, strict=True):
+        parts += [
+            _titled(x, y, width, title, escape(value)),
+            chart(Box(x, y + 18, width, 86), [Line(points, "q", fill=zero)], span, zero=zero, roof=roof),
+        ]
+    return parts
+
+
+def _titled(x: float, y: float, width: float, title: str, value: str) -> str:
+    return (
+        f'<text class="k b" x="{x:.0f}" y="{y + 13:.0f}">{title}</text>'
+        f'<text class="k e" x="{x + width - 6:.0f}" y="{y + 13:.0f}" xml:space="preserve">{value}</text>'
+    )
+
+
+def _column(rows: list[Row], name: str, most: int) -> list[tuple[float, float]]:
+    points: list[Point] = [(row.step, getattr(row, name)) for row in rows]
+    return spaced(points, most)
+
+
+def _span(rows: list[Row], evals: list[tuple[int, float]]) -> tuple[float, float]:
+    first = rows[0].step if rows else 0
+    last = max(rows[-1].step if rows else 0, evals[-1][0] if evals else 0)
+    return float(min(first, last - 1)), float(max(last, first + 1))
+
+
+def _sheet(*, inline: bool) -> str:
+    """The style sheet; every rule is confined to this picture, since in a page it would reach all of it."""
+    fixed = (
+        "{s} path,{s} circle{stroke-linejoin:round}{s} .r,{s} .t,{s} .v,{s} .q{fill:none}{s} .r,{s} .q{stroke-width:1.2}"
+        "{s} .t{stroke-width:2}{s} .v{stroke-width:1.4;stroke-opacity:.6}{s} .b{font-weight:600}{s} .h{font-size:13.5px}"
+        "{s} .e{text-anchor:end}{s} .m{text-anchor:middle}"
+    ).replace("{s}", ".nbkit-picture")
+    light = _colours(_LIGHT, "")
+    if not inline:
+        return f"{fixed}{light}@media(prefers-color-scheme:dark){{{_colours(_DARK, '')}}}"
+    hosts = ("body[data-jp-theme-light=false] ", "html[theme=dark] ", "body.vscode-dark ")
+    return fixed + light + "".join(_colours(_DARK, host) for host in hosts)
+
+
+def _colours(c: dict[str, str], host: str) -> str:
+    s = f"{host}.nbkit-picture"
+    tones = "".join(f"{s} .c-{name}{{fill:{c[name]};stroke:{c[name]}}}{s} text.c-{name},{s} tspan.c-{name}{{stroke:none}}"
+                    for name in ("train", "raw", "eval", "quiet", "good", "warn", "bad"))  # fmt: skip
+    return (
+        f"{s} .p{{fill:{c['paper']};stroke:{c['edge']}}}{s} .k{{fill:{c['ink']}}}{s} .d{{fill:{c['dim']}}}"
+        f"{s} .g{{stroke:{c['grid']};fill:{c['grid']}}}{s} .f{{fill:{c['fill']}}}{s} .r{{stroke:{c['raw']}}}{s} .t{{stroke:{c['train']}}}"
+        f"{s} .v{{stroke:{c['eval']}}}{s} .q{{stroke:{c['quiet']}}}{s} .vd,{s} .td,{s} .qd,{s} .rd{{fill:{c['eval']};stroke:{c['paper']}}}"
+        f"{s} .td,{s} .rd{{fill:{c['train']}}}{s} .qd{{fill:{c['quiet']}}}{tones}"
+    )

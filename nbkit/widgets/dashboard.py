@@ -1,0 +1,116 @@
+"""The live dashboard of a run: an anywidget that draws on a canvas what a pump reads from the run directory.
+
+Loads anywidget when imported; `nbkit.widgets` imports it only to show one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import traitlets
+
+from nbkit.errors import NbkitError
+from nbkit.widgets.feed import Feed
+
+EVERY_S = 0.2
+# A page that is still loading the widget's script misses messages; the whole is sent again, once or twice, until it answers.
+_AGAIN_AFTER_S = (1.5, 5.0)
+
+
+def _asset(name: str) -> str:
+    # As text: anywidget keeps every widget alive whose script is a path (manzt/anywidget#929).
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+class Dashboard(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no types
+    """One view of one run; it only reads the run directory, and asks for a stop or a pause as anyone may.
+
+    JSON only: Colab drops binary buffers. `history` is made when a page asks for it, so that a reconnection costs one
+    message and the steady state sends what is new.
+    """
+
+    _esm = _asset("dashboard.js")
+    _css = _asset("dashboard.css")
+    history = traitlets.Any(None).tag(sync=True, to_json=lambda _, widget: widget.whole())
+
+    def __init__(self, feed: Feed) -> None:
+        self.feed = feed
+        self.pages = 0  # pages that said they show it
+        self._sent = 0
+        self._sending = threading.RLock()
+        feed.poll()
+        super().__init__()
+        self.on_msg(self._heard)
+        _route_past_a_busy_cell(self.comm)
+
+    def __repr__(self) -> str:
+        return f"Dashboard({self.feed.run.id})"  # no address: notebooks are compared
+
+    def whole(self) -> dict[str, Any]:
+        """Everything so far, as a page takes it."""
+        with self._sending:
+            return {"history": self.feed.snapshot(), "n": self._sent}
+
+    def refresh(self) -> bool:
+        """Send what is new, if anything; False when the run has ended."""
+        with self._sending:
+            message = self.feed.poll().message()
+            if message:
+                self._sent += 1
+                self.send({"n": self._sent, **message})
+        return self.feed.status.active
+
+    def pump(self, ended: Callable[[], None], stopped: threading.Event | None = None) -> threading.Thread:
+        """Refresh five times a second from a daemon thread until the run has ended, then call `ended`.
+
+        Ends early, without that call, when the widget is closed or `stopped` is set.
+        """
+        stopped = stopped or threading.Event()
+
+        def work() -> None:
+            again = [round(after / EVERY_S) for after in _AGAIN_AFTER_S]
+            beats = 0
+            while not stopped.wait(EVERY_S):
+                if self.comm is None:
+                    return
+                beats += 1
+                if not self.pages and beats in again:
+                    self.send(self.whole())
+                if not self.refresh():
+                    ended()
+                    return
+
+        thread = threading.Thread(target=work, name=f"dashboard {self.feed.run.id}", daemon=True)
+        thread.start()
+        return thread
+
+    def _heard(self, _: Any, content: Any, __: Any) -> None:
+        """A word from a page: `ready` with the last number it saw, or `stop`, `pause`, `resume`."""
+        kind = content.get("kind") if isinstance(content, dict) else None
+        if kind == "ready":
+            self.pages += content.get("n", -1) >= 0
+            with self._sending:
+                if content.get("n") != self._sent:
+                    self.send(self.whole())
+        elif kind in {"stop", "pause", "resume"}:
+            try:
+                getattr(self.feed.run, kind)()
+                self.send({"ack": kind})
+            except NbkitError as error:
+                self.send({"ack": kind, "error": error.message})
+
+
+def _route_past_a_busy_cell(comm: Any) -> None:
+    """Let a click be handled where the front end asked for, on a subshell, while a cell blocks the main one.
+
+    ipykernel 7.4 sends a widget's messages to the shell that last used its comm instead: the busy one, so that no click
+    is heard before the cell ends. Earlier kernels have no such method and are left alone.
+    """
+    if hasattr(comm, "_reply_subshell_for"):
+        with contextlib.suppress(AttributeError):
+            comm._reply_subshell_for = lambda _, default: default  # noqa: SLF001 - there is no public switch
