@@ -46,7 +46,8 @@ def nbkit() -> Refresh:
     def add(step: int) -> None:
         values = point(step)
         recorder.row(step, {name: values[name] for name in ("loss", "learning_rate", "grad_norm")} | {"num_tokens": step * 1e3})
-        recorder.set(now=False, step=step)
+        recorder.step(step)
+        recorder.flush()
 
     for step in range(1, WINDOW):
         add(step)

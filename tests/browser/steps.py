@@ -24,13 +24,13 @@ def row(step, total):
 
 def write(recorder, total, every_s):
     """Steps at a steady pace until `total` or until asked to stop; a pause holds them."""
-    pause, step = recorder.path / "PAUSE", 0
+    step = 0
     recorder.set("training", max_steps=total)
     due = time.monotonic()
     while step < total and not recorder.stop_asked:
-        if pause.exists():
+        if recorder.pause_asked:
             recorder.set("paused")
-            while pause.exists() and not recorder.stop_asked:
+            while recorder.pause_asked and not recorder.stop_asked:
                 time.sleep(0.02)
             recorder.set("training")
             due = time.monotonic()
@@ -39,7 +39,7 @@ def write(recorder, total, every_s):
         recorder.row(step, row(step, total))
         if step % 50 == 0:
             recorder.row(step, {"eval_loss": row(step, total)["loss"] + 0.1})
-        recorder.set(now=False, step=step)
+        recorder.step(step)
         due += every_s
         time.sleep(max(0.0, due - time.monotonic()))
     end = "stopped" if recorder.stop_asked else "done"
