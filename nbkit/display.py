@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-Mode = Literal["html", "text"]
+Mode = Literal["widget", "html", "text"]
 
 
 def in_notebook() -> bool:
@@ -20,11 +21,16 @@ def in_notebook() -> bool:
 
 
 def mode() -> Mode:
-    """How to show things that change: `html` in a notebook, `text` elsewhere and in CI; NBKIT_DISPLAY overrides."""
+    """How to show what changes: `widget` in a notebook, `html` in one without anywidget, `text` elsewhere and in CI.
+
+    NBKIT_DISPLAY=widget|html|text overrides it: `html` where the front end has no widget manager, such as VS Code offline.
+    """
     chosen = os.environ.get("NBKIT_DISPLAY", "")
-    if chosen in {"html", "text"}:
-        return "html" if chosen == "html" else "text"
-    return "html" if in_notebook() and not os.environ.get("CI") else "text"
+    if chosen in {"widget", "html", "text"}:
+        return cast("Mode", chosen)
+    if not in_notebook() or os.environ.get("CI"):
+        return "text"
+    return "widget" if importlib.util.find_spec("anywidget") else "html"
 
 
 def emit(value: Any) -> None:

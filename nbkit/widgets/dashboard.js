@@ -219,7 +219,7 @@ class View {
   }
 
   showHead() {
-    const { state = "waiting", step = 0, steps = 0, loss, speed, memory, eta, cause = "", hint = "" } = this.store.head;
+    const { state = "waiting", step = 0, steps = 0, loss, speed, memory, eta, doing, cause = "", hint = "" } = this.store.head;
     const put = (name, text) => { if (this[name].textContent !== text) this[name].textContent = text; };
     put("state", state);
     put("step", `step ${step}/${steps || "?"}`);
@@ -246,7 +246,8 @@ class View {
     }
     this.root.toggleAttribute("data-ended", ENDED.has(state));
     const settled = { stop: ENDED.has(state), pause: state === "paused" || ENDED.has(state), resume: state !== "paused" };
-    if (this.pending && settled[this.pending]) { this.pending = null; this.say(""); }
+    if (this.pending && settled[this.pending]) this.pending = null;
+    if (!this.pending) this.say(doing || "");
     this.enable();
   }
 

@@ -15,11 +15,14 @@ import anywidget
 import traitlets
 
 from nbkit.errors import NbkitError
+from nbkit.training import Run
 from nbkit.widgets.feed import Feed
 
 EVERY_S = 0.2
 # A page that is still loading the widget's script misses messages; the whole is sent again, once or twice, until it answers.
 _AGAIN_AFTER_S = (1.5, 5.0)
+
+_ASKS: dict[str, Callable[[Run], None]] = {"stop": Run.stop, "pause": Run.pause, "resume": Run.unpause}
 
 
 def _asset(name: str) -> str:
@@ -97,9 +100,9 @@ class Dashboard(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no 
             with self._sending:
                 if content.get("n") != self._sent:
                     self.send(self.whole())
-        elif kind in {"stop", "pause", "resume"}:
+        elif kind in _ASKS:
             try:
-                getattr(self.feed.run, kind)()
+                _ASKS[kind](self.feed.run)
                 self.send({"ack": kind})
             except NbkitError as error:
                 self.send({"ack": kind, "error": error.message})

@@ -7,10 +7,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from nbkit.training.run import Run, Status
+from nbkit.training import Run
+from nbkit.training.status import Status, recorded
 from nbkit.widgets.head import Head, clock, gib, number
 from nbkit.widgets.series import RING, Load, Row, Series, short, thinned_loads
-from nbkit.widgets.tail import Tail
 from nbkit.widgets.words import Segment, changes
 
 _LIVENESS_EVERY_S = 1.0  # how often it is checked that the process is still there
@@ -68,9 +68,7 @@ class Feed:
         self.head: Head | None = None
         self.status: Status = run.status
         self._lock = threading.RLock()
-        self._metrics = Tail(run.path / "metrics.jsonl")
-        self._system = Tail(run.path / "system.jsonl")
-        self._samples = Tail(run.path / "samples.jsonl")
+        self._metrics, self._system, self._samples = (run.tail(name) for name in ("metrics", "system", "samples"))
         self._status_seen = 0
         self._checked = 0.0
         self._answers: dict[int, str] = {}
@@ -108,10 +106,12 @@ class Feed:
         except OSError:
             return  # moved or removed: the last known state stays
         now = time.monotonic()
-        if seen == self._status_seen and (not self.status.active or now - self._checked < _LIVENESS_EVERY_S):
-            return
-        self._status_seen, self._checked = seen, now
-        self.status = self.run.status
+        if self.status.active and now - self._checked > _LIVENESS_EVERY_S:
+            self._status_seen, self._checked = seen, now
+            self.status = self.run.status
+        elif seen != self._status_seen:
+            self._status_seen = seen
+            self.status = recorded(self.run.path)
 
     def _read_rows(self, delta: Delta) -> None:
         window = min(_SMOOTH_MOST, max(_SMOOTH_LEAST, self.status.max_steps / 40))
@@ -177,6 +177,7 @@ class Feed:
             speed=f"{number(speed)} {unit}" if speed else "",
             memory=self._memory(),
             eta=clock(left) if left is not None and left > 0 else "",
+            doing=status.doing,
             cause=status.cause,
             hint=status.hint,
         )

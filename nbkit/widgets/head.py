@@ -18,6 +18,7 @@ class Head:
     speed: str = ""
     memory: str = ""
     eta: str = ""
+    doing: str = ""
     cause: str = ""
     hint: str = ""
 
@@ -35,8 +36,9 @@ class Head:
 
     @property
     def line(self) -> str:
-        """State, facts, and the cause of a failure."""
-        return " · ".join(part for part in (self.state, self.facts, self.cause) if part)
+        """State and what it is at, facts, and the cause of a failure."""
+        words = f"{self.state}: {self.doing}" if self.doing else self.state
+        return " · ".join(part for part in (words, self.facts, self.cause) if part)
 
     def since(self, before: Head | None) -> dict[str, Any]:
         """The fields that changed, all of them for the first time."""

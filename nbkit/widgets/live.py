@@ -1,20 +1,19 @@
-"""The plain live view: in a notebook one output that is updated in place, elsewhere a line now and then."""
+"""Start a run and watch it: a dashboard in a notebook, a picture where widgets do not work, a line elsewhere."""
 
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from nbkit import training
 from nbkit.display import mode
 from nbkit.training import Run, latest
+from nbkit.widgets.feed import Feed
+from nbkit.widgets.frozen import Frozen
 from nbkit.widgets.picture import picture
 
-_EVERY_S = 0.5
-_LINE_EVERY_S = 10.0
+_PICTURE_EVERY_S = 0.5
 
 
 def start(trainer: Any, *, name: str = "", resume: str | Path | Run | None = None) -> Run:
@@ -32,51 +31,60 @@ start.__doc__ = training.start.__doc__
 def watch(run: Run | str | Path | None = None) -> Run:
     """Show a run live: the newest one, or the one named; it may belong to another kernel. Returns at once.
 
+    Use it after a reload, a kernel restart, or from a second notebook. When the run ends its view becomes a picture and a
+    table that stay in the saved notebook; a run that has ended already shows as that.
+
     Raises: RunError when there is no such run.
     """
     run = run if isinstance(run, Run) else latest(run)
-    if mode() == "html":
-        _show(run)
-    else:
+    how = mode()
+    if how == "text":
         print(f"{run.id}: {run.headline()}")
+        return run
+    feed = Feed(run)
+    feed.poll()
+    if not feed.status.active:
+        from IPython.display import display
+
+        display(Frozen(feed))
+    elif how == "widget":
+        _show_dashboard(feed)
+    else:
+        _show_pictures(feed)
     return run
 
 
-def lines(run: Run) -> Iterator[str]:
-    """The headline of `run` every ten seconds and at its end, for a terminal or a log."""
-    last = ""
-    while True:
-        status = run.status
-        line = run.headline()
-        if line != last:
-            yield line
-            last = line
-        if not status.active:
-            return
-        until = time.monotonic() + _LINE_EVERY_S
-        while time.monotonic() < until and run.status.active:
-            time.sleep(0.2)
+def _show_dashboard(feed: Feed) -> None:
+    from IPython.display import display
+
+    from nbkit.widgets.dashboard import Dashboard
+
+    dashboard = Dashboard(feed)
+    handle = display(dashboard, display_id=True)
+
+    def freeze() -> None:
+        """Put the picture in the widget's place, so that the notebook needs no kernel to show it."""
+        handle.update(Frozen(feed))
+        # A page that was reloaded does not know the output's id: there the widget stays, and says how the run ended.
+        if dashboard.pages < 2:
+            dashboard.close()
+
+    dashboard.pump(freeze)
 
 
-def _show(run: Run) -> None:
+def _show_pictures(feed: Feed) -> None:
     from IPython.display import HTML, display
 
-    handle = display(HTML(picture(run)), display_id=True)
+    handle = display(HTML(picture(feed, inline=True)), display_id=True)
 
     def pump() -> None:
-        """Update until the run has ended; the last update stays in the notebook as its result."""
-        shown = ""
-        while True:
-            active = run.status.active
-            drawn = picture(run)
-            if drawn != shown:
-                handle.update(HTML(drawn))
-                shown = drawn
-            if not active:
-                return
-            time.sleep(_EVERY_S)
+        while feed.status.active:
+            threading.Event().wait(_PICTURE_EVERY_S)
+            if feed.poll().message():
+                handle.update(HTML(picture(feed, inline=True)))
+        handle.update(Frozen(feed))
 
-    threading.Thread(target=pump, name=f"watch {run.id}", daemon=True).start()
+    threading.Thread(target=pump, name=f"watch {feed.run.id}", daemon=True).start()
 
 
 def _say_notes(run: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from pathlib import Path
 from typing import NamedTuple
 
 from nbkit.widgets.feed import Feed
@@ -11,6 +12,7 @@ from nbkit.widgets.plot import Box, Line, Point, chart, spaced
 from nbkit.widgets.series import Row
 
 WIDTH, HEIGHT = 880, 402
+_NOTHING = number(None)
 _LOG_FROM = 50  # a loss that falls by more is drawn on a logarithmic scale
 _LIGHT = {
     "paper": "#ffffff", "edge": "#dfe3e8", "ink": "#1f2430", "dim": "#66707f", "grid": "#eceff3",
@@ -22,6 +24,7 @@ _DARK = {
     "train": "#8aa4ff", "raw": "#3e4a78", "eval": "#ff9f5a", "quiet": "#a3b3c9", "fill": "#20242b",
     "good": "#69c97f", "warn": "#e3b341", "bad": "#ff8a80",
 }  # fmt: skip
+_DARK_HOSTS = ("body[data-jp-theme-light=false]", "html[theme=dark]", "body.vscode-dark")
 _TONES = {"training": "train", "evaluating": "train", "done": "good", "stopped": "quiet", "paused": "warn",
           "stalled": "warn", "failed": "bad", "waiting": "quiet"}  # fmt: skip
 # On a 14 by 14 grid, as in dashboard.js: a state is told by its word, its shape and its colour.
@@ -72,24 +75,28 @@ def _card(head: Head, run: str, reason: str) -> str:
     return (
         f'<rect class="p" x=".5" y=".5" width="{WIDTH - 1}" height="{HEIGHT - 1}" rx="9"/>'
         f'<g transform="translate(16 15)" class="c-{tone}">{_SHAPES.get(head.state, _SHAPES["waiting"])}</g>'
-        f'<text class="b c-{tone} h" x="36" y="27">{escape(head.state)}</text>'
-        f'<text class="k h" x="{48 + 7.6 * len(head.state):.0f}" y="27">{escape(head.facts)}</text>'
-        f'<rect class="g" x="16" y="38" width="{width}" height="3" rx="1.5" style="stroke:none" id="t"/>'
+        f'<text class="h" x="36" y="27"><tspan class="b c-{tone}">{escape(head.state)}</tspan>'
+        f'<tspan class="k" dx="14">{escape(head.facts)}</tspan></text>'
+        f'<rect class="g" x="16" y="38" width="{width}" height="3" rx="1.5" style="stroke:none"/>'
         f'<rect class="c-{tone}" x="16" y="38" width="{width * done:.0f}" height="3" rx="1.5" style="stroke:none"/>'
         f'<text class="d" x="16" y="57">{escape(about)}</text>'
     )
 
 
-class _Place(NamedTuple):
-    box: Box
+class _Small(NamedTuple):
+    """One of the five small charts."""
+
     title: str
     value: str
+    points: list[tuple[float, float]]
+    zero: bool = True
+    roof: float | None = None
 
 
 def _charts(feed: Feed, most: int) -> list[str]:
     series, rows = feed.series, feed.series.rows
     last = series.last
-    few = max(24, most // 3)
+    few = max(24, most // 2)
     span = _span(rows, series.evals)
     train, smooth = _column(rows, "loss", most), _column(rows, "smooth", few * 2)
     evals = [(float(step), value) for step, value in series.evals][-few:]
@@ -100,29 +107,33 @@ def _charts(feed: Feed, most: int) -> list[str]:
     memory = [(load.at, load.gib) for load in loads]
     percent = [(load.at, load.percent) for load in loads]
     speed = "tokens/s" if series.counts_tokens or not rows else "steps/s"
-    width, wide = 272.0, 561.0
-    grid = [(305 + width, 66.0), (305 + width, 178.0), (16.0, 290.0), (16 + 289, 290.0), (16 + 289 * 2, 290.0)]
-    values = [
-        ("learning rate", number(last.rate if last else None), _column(rows, "rate", few), True, None),
-        ("gradient norm", number(last.gradient if last else None), _column(rows, "gradient", few), False, None),
-        (speed, number(last.speed if last else None), _column(rows, "speed", few), True, None),
-        ("GPU memory" if gpu else "RAM", f"{number(loads[-1].gib)} GiB" if loads else "–", spaced(memory, few), True, total if gpu else None),
-        ("GPU" if gpu else "CPU", f"{number(loads[-1].percent)} %" if loads else "–", spaced(percent, few), True, 100.0 if gpu else None),
-    ]  # fmt: skip
+    width, wide = 272.0, 560.0
+    left, middle, right = 16.0, 304.0, 592.0
+    grid = [(right, 66.0), (right, 178.0), (left, 290.0), (middle, 290.0), (right, 290.0)]
+    load = feed.loads[-1] if feed.loads else None
+    used = f"{number(load.gib)} GiB" if load else _NOTHING
+    busy = f"{number(load.percent)} %" if load else _NOTHING
+    small = [
+        _Small("learning rate", number(last.rate if last else None), _column(rows, "rate", few)),
+        _Small("gradient norm", number(last.gradient if last else None), _column(rows, "gradient", few), zero=False),
+        _Small(speed, number(last.speed if last else None), _column(rows, "speed", few)),
+        _Small("GPU memory" if gpu else "RAM", used, spaced(memory, few), roof=total if gpu else None),
+        _Small("GPU" if gpu else "CPU", busy, spaced(percent, few), roof=100.0 if gpu else None),
+    ]
     legend = (
-        f'<tspan class="c-raw">▬</tspan> train {number(last.loss if last else None)}'
-        f'  <tspan class="c-train">▬</tspan> smoothed {number(last.smooth if last else None)}'
-        + (f'  <tspan class="c-eval">●</tspan> eval {number(evals[-1][1])}' if evals else "")
+        f'<tspan class="l-raw">▬</tspan> train {number(last.loss if last else None)}'
+        f'  <tspan class="l-train">▬</tspan> smoothed {number(last.smooth if last else None)}'
+        + (f'  <tspan class="l-eval">●</tspan> eval {number(evals[-1][1])}' if evals else "")
     )
+    lines = [Line(train, "r"), Line(smooth, "t"), Line(evals, "v", dots=True)]
     parts = [
         _titled(16, 66, wide, "loss" + (", log scale" if log else ""), legend),
-        chart(Box(16, 84, wide, 200), [Line(train, "r"), Line(smooth, "t"), Line(evals, "v", dots=True)], span, log=log, axis=True),
-    ]  # fmt: skip
-    for (x, y), (title, value, points, zero, roof) in zip(grid, values, strict=True):
-        parts += [
-            _titled(x, y, width, title, escape(value)),
-            chart(Box(x, y + 18, width, 86), [Line(points, "q", fill=zero)], span, zero=zero, roof=roof),
-        ]
+        chart(Box(16, 84, wide, 200), lines, span, log=log, axis=True),
+    ]
+    for (x, y), panel in zip(grid, small, strict=True):
+        curve = [Line(panel.points, "q", fill=panel.zero)]
+        parts.append(_titled(x, y, width, panel.title, escape(panel.value)))
+        parts.append(chart(Box(x, y + 18, width, 86), curve, span, zero=panel.zero, roof=panel.roof))
     return parts
 
 
@@ -145,26 +156,13 @@ def _span(rows: list[Row], evals: list[tuple[int, float]]) -> tuple[float, float
 
 
 def _sheet(*, inline: bool) -> str:
-    """The style sheet; every rule is confined to this picture, since in a page it would reach all of it."""
-    fixed = (
-        "{s} path,{s} circle{stroke-linejoin:round}{s} .r,{s} .t,{s} .v,{s} .q{fill:none}{s} .r,{s} .q{stroke-width:1.2}"
-        "{s} .t{stroke-width:2}{s} .v{stroke-width:1.4;stroke-opacity:.6}{s} .b{font-weight:600}{s} .h{font-size:13.5px}"
-        "{s} .e{text-anchor:end}{s} .m{text-anchor:middle}"
-    ).replace("{s}", ".nbkit-picture")
-    light = _colours(_LIGHT, "")
+    """The style sheet, without its comment and line ends."""
+    rules = (Path(__file__).parent / "picture.css").read_text(encoding="utf-8").partition("*/")[2].replace("\n", "")
+    light, dark = (f".nbkit-picture{{{_variables(colours)}}}" for colours in (_LIGHT, _DARK))
     if not inline:
-        return f"{fixed}{light}@media(prefers-color-scheme:dark){{{_colours(_DARK, '')}}}"
-    hosts = ("body[data-jp-theme-light=false] ", "html[theme=dark] ", "body.vscode-dark ")
-    return fixed + light + "".join(_colours(_DARK, host) for host in hosts)
+        return f"{light}@media(prefers-color-scheme:dark){{{dark}}}{rules}"
+    return light + "".join(f"{host} {dark}" for host in _DARK_HOSTS) + rules
 
 
-def _colours(c: dict[str, str], host: str) -> str:
-    s = f"{host}.nbkit-picture"
-    tones = "".join(f"{s} .c-{name}{{fill:{c[name]};stroke:{c[name]}}}{s} text.c-{name},{s} tspan.c-{name}{{stroke:none}}"
-                    for name in ("train", "raw", "eval", "quiet", "good", "warn", "bad"))  # fmt: skip
-    return (
-        f"{s} .p{{fill:{c['paper']};stroke:{c['edge']}}}{s} .k{{fill:{c['ink']}}}{s} .d{{fill:{c['dim']}}}"
-        f"{s} .g{{stroke:{c['grid']};fill:{c['grid']}}}{s} .f{{fill:{c['fill']}}}{s} .r{{stroke:{c['raw']}}}{s} .t{{stroke:{c['train']}}}"
-        f"{s} .v{{stroke:{c['eval']}}}{s} .q{{stroke:{c['quiet']}}}{s} .vd,{s} .td,{s} .qd,{s} .rd{{fill:{c['eval']};stroke:{c['paper']}}}"
-        f"{s} .td,{s} .rd{{fill:{c['train']}}}{s} .qd{{fill:{c['quiet']}}}{tones}"
-    )
+def _variables(colours: dict[str, str]) -> str:
+    return ";".join(f"--{name}:{value}" for name, value in colours.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -96,7 +97,8 @@ def chart(
     values = [y for line in lines for _, y in line.points if not log or y > 0]
     bottom, right = box.y + box.height - (18 if axis else 4), box.x + box.width - RIGHT
     if not values:
-        return f'<text class="d" x="{(box.x + LEFT + right) / 2:.0f}" y="{(box.y + bottom) / 2:.0f}" text-anchor="middle">nothing yet</text>'
+        middle = f'x="{(box.x + LEFT + right) / 2:.0f}" y="{(box.y + bottom) / 2:.0f}"'
+        return f'<text class="d m" {middle}>nothing yet</text>'
     low, high = _limits(values, zero=zero, log=log, roof=roof)
     bend = math.log10 if log else float
     base, reach = bend(low), (bend(high) - bend(low)) or 1.0
@@ -116,20 +118,38 @@ def chart(
         for m in marks
     ]
     if axis:
-        steps = [s for s in ticks(*span, 6) if s == int(s) and x(s) < right - 20]
+        steps = [s for s in ticks(*span, 6) if s == int(s) and x(s) < right - 58]
         parts += [f'<text class="d m" x="{x(s):.0f}" y="{bottom + 14:.0f}">{tick_label(s, 1)}</text>' for s in steps]
         parts.append(f'<text class="d e" x="{right:.0f}" y="{bottom + 14:.0f}">step {span[1]:,.0f}</text>')
     for line in lines:
         points = [(x(s), y(v)) for s, v in line.points if not log or v > 0]
         if not points:
             continue
-        path = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in points)
+        path = _path(points)
         if line.fill:
-            parts.append(f'<path class="f" d="{path}L{points[-1][0]:.1f} {bottom:.1f}L{points[0][0]:.1f} {bottom:.1f}Z"/>')
+            parts.append(
+                f'<path class="f" d="{path}L{points[-1][0]:.1f} {bottom:.1f}L{points[0][0]:.1f} {bottom:.1f}Z"/>'
+            )
         parts.append(f'<path class="{line.style}" d="{path}"/>')
         if line.dots or len(points) == 1:
             parts += [f'<circle class="{line.style}d" cx="{a:.1f}" cy="{b:.1f}" r="3.2"/>' for a, b in points]
     return "".join(parts)
+
+
+def _path(points: list[tuple[float, float]]) -> str:
+    """Relative, on a grid of a tenth of a pixel: two thirds of the bytes of absolute numbers, and no error adds up."""
+    grid = [(round(10 * x), round(10 * y)) for x, y in points]
+    moves = "".join(
+        f"l{_tenths(x2 - x1)}{'' if y2 < y1 else ' '}{_tenths(y2 - y1)}"
+        for (x1, y1), (x2, y2) in itertools.pairwise(grid)
+        if (x1, y1) != (x2, y2)
+    )
+    return f"M{_tenths(grid[0][0])} {_tenths(grid[0][1])}{moves}"
+
+
+def _tenths(value: int) -> str:
+    text = f"{value / 10:.1f}".removesuffix(".0")
+    return text.replace("0.", ".") if abs(value) < 10 else text
 
 
 def _limits(values: list[float], *, zero: bool, log: bool, roof: float | None) -> tuple[float, float]:

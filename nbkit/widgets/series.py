@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 import statistics
 from collections import deque
@@ -37,16 +38,16 @@ def thinned(rows: list[Row], most: int) -> list[Row]:
     """At most about `most` rows: of each stretch the first, and those with the lowest and highest loss and gradient."""
     if len(rows) <= most:
         return rows
-    size = math.ceil(len(rows) / most * 4)
+    size = math.ceil(len(rows) / most * 5)
     kept: list[Row] = []
     for start in range(0, len(rows), size):
         stretch = rows[start : start + size]
         chosen = {stretch[0]}
-        for column in (2, 5):
-            known = [row for row in stretch if row[column] is not None]
+        for column in ("loss", "gradient"):
+            known = [(value, row) for row in stretch if (value := getattr(row, column)) is not None]
             if known:
-                chosen |= {min(known, key=lambda r: r[column]), max(known, key=lambda r: r[column])}  # noqa: B023 - used at once
-        kept += sorted(chosen)[:4]
+                chosen |= {min(known)[1], max(known)[1]}
+        kept += sorted(chosen, key=lambda row: row.step)
     return [*kept, rows[-1]] if kept[-1] != rows[-1] else kept
 
 
@@ -136,7 +137,7 @@ class Series:
     def step_seconds(self) -> float | None:
         """Seconds a step takes: the median of the last twenty, so that evaluations and pauses do not count."""
         pairs = list(self._recent)
-        gaps = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in zip(pairs, pairs[1:], strict=False) if b[0] > a[0]]
+        gaps = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in itertools.pairwise(pairs) if b[0] > a[0]]
         return statistics.median(gaps) if gaps else None
 
     @property
