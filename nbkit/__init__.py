@@ -21,6 +21,7 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "settings": ("nbkit.training", "settings"),
     "start": ("nbkit.widgets", "start"),
     "watch": ("nbkit.widgets", "watch"),
+    "overlay": ("nbkit.widgets", "overlay"),
     "latest": ("nbkit.training", "latest"),
     "runs": ("nbkit.training", "runs"),
     "Run": ("nbkit.training", "Run"),

@@ -10,7 +10,7 @@ import tiny
 
 from nbkit import models, training
 from nbkit.errors import ModelError, RunError, StorageError
-from nbkit.training import checkpoint
+from nbkit.training import manifest
 from nbkit.training.recipe import read_yaml
 from nbkit.training.repairs import fp32_adapters, score_trained_tokens_only
 
@@ -48,7 +48,7 @@ class TestStart:
             not list(run.path.rglob("training_args.bin")) or not (run.path / "adapter" / "training_args.bin").exists()
         )
         assert ["started", "saved", "saved", "kept", "done"] == [event["event"] for event in run.events()]
-        assert all("" == checkpoint.wrong(path) for path in (run.path / "checkpoints").glob("checkpoint-*"))
+        assert all("" == manifest.wrong(path) for path in (run.path / "checkpoints").glob("checkpoint-*"))
 
     def test_config_is_what_trl_reads(self, folder):
         """config.yaml goes through TRL's own parser and gives the same arguments."""
@@ -141,7 +141,7 @@ class TestGuards:
         run = training.start(trainer)
         with pytest.raises(RunError, match=r"became nan at step 3; the weights of that step were not saved"):
             run.wait(120)
-        assert "checkpoint-2" == checkpoint.newest(run.path / "checkpoints")[0].name
+        assert "checkpoint-2" == manifest.newest(run.path / "checkpoints")[0].name
         assert not run.adapter.exists()
 
     def test_an_evaluated_model_is_refused(self, folder):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from nbkit import __version__
-from nbkit.cli import demo, machine, runs
+from nbkit.cli import demo, machine, runs, view
 from nbkit.cli._base import Commands
 
 
@@ -20,6 +20,7 @@ def main() -> None:
       nbkit demo             four notebooks, a real 4-bit model, base against tuned
       nbkit runs             what was trained, the newest first
       nbkit watch            follow the newest run from a terminal
+      nbkit compare A B      two runs, or the notebooks they stand in
       nbkit stop 20261124    finish the step, save, end
 
     \b
@@ -27,6 +28,6 @@ def main() -> None:
     """
 
 
-for _verbs in (machine, runs, demo):
+for _verbs in (machine, runs, view, demo):
     for _verb in _verbs.VERBS:
         main.add_command(_verb)

@@ -1,9 +1,8 @@
-"""Verbs about runs: list, follow, stop."""
+"""Verbs about runs: list, pause, stop."""
 
 from __future__ import annotations
 
 import json
-import sys
 
 import click
 
@@ -34,29 +33,6 @@ def runs(as_json: bool) -> None:
         click.echo(f"No runs in {runs_dir().absolute()}.", err=True)
 
 
-@click.command(help=f"Follow a run until it ends: a line every ten seconds, from any terminal.\n\n{_RUN_HELP}")
-@click.argument("run", required=False)
-@json_option
-def watch(run: str | None, as_json: bool) -> None:
-    from nbkit.training import latest
-    from nbkit.widgets.live import lines
-
-    chosen = latest(run)
-    seen = 0
-    try:
-        for line in lines(chosen):
-            if as_json:
-                rows = chosen.metrics()
-                for row in rows[seen:]:
-                    click.echo(json.dumps(row))
-                seen = len(rows)
-            else:
-                click.echo(f"{chosen.id} · {line}")
-    except KeyboardInterrupt:
-        click.echo(f"\nNot watching any more; {chosen.id} goes on. Stop it with: nbkit stop {chosen.id}", err=True)
-        sys.exit(130)
-
-
 @click.command(help=f"Ask a run to finish its step, save a checkpoint and the adapter, and end.\n\n{_RUN_HELP}")
 @click.argument("run", required=False)
 def stop(run: str | None) -> None:
@@ -67,4 +43,24 @@ def stop(run: str | None) -> None:
     click.echo(f"Asked {chosen.id} to stop after its step; nbkit watch {chosen.id} shows when it has.", err=True)
 
 
-VERBS = (runs, watch, stop)
+@click.command(help=f"Let a run finish its step, save a checkpoint and hold; its model stays in memory.\n\n{_RUN_HELP}")
+@click.argument("run", required=False)
+def pause(run: str | None) -> None:
+    from nbkit.training import latest
+
+    chosen = latest(run)
+    chosen.pause()
+    click.echo(f"Asked {chosen.id} to pause after its step; it goes on with: nbkit unpause {chosen.id}", err=True)
+
+
+@click.command(help=f"Let a paused run go on.\n\n{_RUN_HELP}")
+@click.argument("run", required=False)
+def unpause(run: str | None) -> None:
+    from nbkit.training import latest
+
+    chosen = latest(run)
+    chosen.unpause()
+    click.echo(f"{chosen.id} goes on; nbkit watch {chosen.id} shows it.", err=True)
+
+
+VERBS = (runs, pause, unpause, stop)

@@ -94,6 +94,14 @@ class Recorder:
         if not self.status.active:
             self.close()
 
+    def hand_over(self, pid: int) -> None:
+        """Say that another process, `pid`, writes this run from now on; what follows is its own to say."""
+        with self._lock:
+            self.status = replace(
+                self.status, pid=pid, process_started=process_started(pid), doing="starting its process"
+            )
+            self._write_status(durable=True)
+
     def flush(self) -> None:
         """Write now what was noted.
 

@@ -1,7 +1,11 @@
-"""Views: they read a run directory and change nothing in it. The full dashboard will live here."""
+"""Views: they read a run directory and change nothing in it.
+
+A dashboard while a run goes on, a picture with its metrics when it has ended, several runs laid over each other.
+"""
 
 from __future__ import annotations
 
 from nbkit.widgets.live import start, watch
+from nbkit.widgets.overlay import Overlay, overlay
 
-__all__ = ["start", "watch"]
+__all__ = ["Overlay", "overlay", "start", "watch"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from nbkit.training import Run
 from nbkit.widgets.feed import Feed
 
 EVERY_S = 0.2
+_HEARTBEAT_S = 5.0  # so that a page knows a kernel that has nothing new from one that is gone
 # A page that is still loading the widget's script misses messages; the whole is sent again, once or twice, until it answers.
 _AGAIN_AFTER_S = (1.5, 5.0)
 
@@ -45,6 +47,7 @@ class Dashboard(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no 
         self.feed = feed
         self.pages = 0  # pages that said they show it
         self._sent = 0
+        self._said = 0.0
         self._sending = threading.RLock()
         feed.poll()
         super().__init__()
@@ -65,25 +68,27 @@ class Dashboard(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no 
             message = self.feed.poll().message()
             if message:
                 self._sent += 1
+            if message or time.monotonic() - self._said > _HEARTBEAT_S:
+                self._said = time.monotonic()
                 self.send({"n": self._sent, **message})
         return self.feed.status.active
 
-    def pump(self, ended: Callable[[], None], stopped: threading.Event | None = None) -> threading.Thread:
+    def pump(self, ended: Callable[[], None], unseen: Callable[[], bool] = lambda: False) -> threading.Thread:
         """Refresh five times a second from a daemon thread until the run has ended, then call `ended`.
 
-        Ends early, without that call, when the widget is closed or `stopped` is set.
+        Ends early when the widget is closed, or when no page has ever shown it and `unseen()` says it has taken over.
         """
-        stopped = stopped or threading.Event()
 
         def work() -> None:
             again = [round(after / EVERY_S) for after in _AGAIN_AFTER_S]
             beats = 0
-            while not stopped.wait(EVERY_S):
-                if self.comm is None:
-                    return
+            while self.comm is not None:
+                time.sleep(EVERY_S)
                 beats += 1
                 if not self.pages and beats in again:
                     self.send(self.whole())
+                if not self.pages and unseen():
+                    return
                 if not self.refresh():
                     ended()
                     return

@@ -66,11 +66,10 @@ class Feed:
         self.machine: dict[str, Any] = {}
         self.peak_gib: float | None = None
         self.head: Head | None = None
+        self._status_seen, self._checked = _changed(run), time.monotonic()
         self.status: Status = run.status
         self._lock = threading.RLock()
         self._metrics, self._system, self._samples = (run.tail(name) for name in ("metrics", "system", "samples"))
-        self._status_seen = 0
-        self._checked = 0.0
         self._answers: dict[int, str] = {}
 
     def poll(self) -> Delta:
@@ -101,9 +100,8 @@ class Feed:
 
     def _read_status(self) -> None:
         """The recorded status when the file changed; now and then what can be seen of its process, too."""
-        try:
-            seen = (self.run.path / "status.json").stat().st_mtime_ns
-        except OSError:
+        seen = _changed(self.run)
+        if not seen:
             return  # moved or removed: the last known state stays
         now = time.monotonic()
         if self.status.active and now - self._checked > _LIVENESS_EVERY_S:
@@ -187,6 +185,14 @@ class Feed:
             return ""
         total = self.machine.get("total")
         return gib(self.loads[-1].gib) + (f"/{gib(total)}" if total else "")
+
+
+def _changed(run: Run) -> int:
+    """When the status was written, in nanoseconds; 0 when it is not there."""
+    try:
+        return (run.path / "status.json").stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def sample_message(sample: Sample) -> dict[str, Any]:

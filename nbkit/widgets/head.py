@@ -53,11 +53,10 @@ def number(value: float | None, digits: int = 3) -> str:
     if value == 0:
         return "0"
     size = abs(value)
-    if size < 1e-3 or size >= 1e6:
-        mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
-        if "." in mantissa:
-            mantissa = mantissa.rstrip("0").rstrip(".")
-        return f"{mantissa}e{int(exponent)}"
+    mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+    brief = f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
+    if size < 1e-3 or size >= 1e6 or (size < 1e-2 and len(brief) <= 4):
+        return brief
     if size >= 10 ** (digits - 1):
         return f"{value:,.0f}"
     places = digits - 1 - math.floor(math.log10(size))

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nbkit import training
-from nbkit.display import mode
+from nbkit.display import in_notebook, mode
 from nbkit.training import Run, latest
+from nbkit.training.samples import NEW_TOKENS, Prompt
 from nbkit.widgets.feed import Feed
 from nbkit.widgets.frozen import Frozen
+from nbkit.widgets.idle import Idle
 from nbkit.widgets.picture import picture
 
 _PICTURE_EVERY_S = 0.5
+_UNSEEN_S = 15.0  # of an idle kernel, without a word from a page: JupyterLab takes about one second
 
 
-def start(trainer: Any, *, name: str = "", resume: str | Path | Run | None = None) -> Run:
+def start(
+    trainer: Any,
+    *,
+    name: str = "",
+    resume: str | Path | Run | None = None,
+    samples: Sequence[Prompt] = (),
+    sample_tokens: int = NEW_TOKENS,
+    detach: bool = False,
+) -> Run:
     """`training.start`, with a live view in the cell that started it; the cell returns at once."""
-    run = training.start(trainer, name=name, resume=resume)
+    run = training.start(trainer, name=name, resume=resume, samples=samples, sample_tokens=sample_tokens, detach=detach)
     _say_notes(run)
     if run.status.active:
         watch(run)
@@ -38,19 +51,20 @@ def watch(run: Run | str | Path | None = None) -> Run:
     """
     run = run if isinstance(run, Run) else latest(run)
     how = mode()
-    if how == "text":
+    if how == "text" or not in_notebook():
         print(f"{run.id}: {run.headline()}")
         return run
+    from IPython.display import HTML, display
+
     feed = Feed(run)
     feed.poll()
     if not feed.status.active:
-        from IPython.display import display
-
         display(Frozen(feed))
     elif how == "widget":
         _show_dashboard(feed)
     else:
-        _show_pictures(feed)
+        _show_pictures(feed, display(HTML(picture(feed, inline=True)), display_id=True))
+    _say_no_more(run)
     return run
 
 
@@ -60,31 +74,57 @@ def _show_dashboard(feed: Feed) -> None:
     from nbkit.widgets.dashboard import Dashboard
 
     dashboard = Dashboard(feed)
+    idle = Idle()
     handle = display(dashboard, display_id=True)
 
     def freeze() -> None:
         """Put the picture in the widget's place, so that the notebook needs no kernel to show it."""
+        idle.close()
         handle.update(Frozen(feed))
         # A page that was reloaded does not know the output's id: there the widget stays, and says how the run ended.
         if dashboard.pages < 2:
             dashboard.close()
 
-    dashboard.pump(freeze)
+    def unseen() -> bool:
+        """True when no page has answered in all the time that it could: this front end shows no widgets."""
+        if idle.seconds < _UNSEEN_S:
+            return False
+        idle.close()
+        dashboard.close()
+        _show_pictures(feed, handle)
+        return True
+
+    dashboard.pump(freeze, unseen)
 
 
-def _show_pictures(feed: Feed) -> None:
-    from IPython.display import HTML, display
-
-    handle = display(HTML(picture(feed, inline=True)), display_id=True)
+def _show_pictures(feed: Feed, handle: Any) -> None:
+    """Keep an output up to date with pictures, twice a second while something changes."""
+    from IPython.display import HTML
 
     def pump() -> None:
+        handle.update(HTML(picture(feed, inline=True)))
         while feed.status.active:
-            threading.Event().wait(_PICTURE_EVERY_S)
+            time.sleep(_PICTURE_EVERY_S)
             if feed.poll().message():
                 handle.update(HTML(picture(feed, inline=True)))
         handle.update(Frozen(feed))
 
     threading.Thread(target=pump, name=f"watch {feed.run.id}", daemon=True).start()
+
+
+def _say_no_more(run: Run) -> None:
+    """The view is in the output: a run that is the last line of the same cell shows nothing more."""
+    from IPython import get_ipython
+    from IPython.display import display
+
+    shell, cell = get_ipython(), get_ipython().execution_count
+
+    def shown() -> None:
+        if shell.execution_count != cell:
+            vars(run).pop("_ipython_display_", None)
+            display(run)
+
+    vars(run)["_ipython_display_"] = shown
 
 
 def _say_notes(run: Run) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
@@ -11,32 +13,34 @@ from nbkit.widgets.head import Head, number
 from nbkit.widgets.plot import Box, Line, Point, chart, spaced
 from nbkit.widgets.series import Row
 
-WIDTH, HEIGHT = 880, 402
+WIDTH, HEIGHT = 880, 408
+_OVERLAID = 6  # colours; a seventh run takes the first again
+_DOTS = 40  # evaluations drawn
 _NOTHING = number(None)
 _LOG_FROM = 50  # a loss that falls by more is drawn on a logarithmic scale
 _LIGHT = {
     "paper": "#ffffff", "edge": "#dfe3e8", "ink": "#1f2430", "dim": "#66707f", "grid": "#eceff3",
     "train": "#3b5bdb", "raw": "#b9c4f1", "eval": "#d9480f", "quiet": "#52637a", "fill": "#edeff2",
-    "good": "#2b7a3d", "warn": "#9a6700", "bad": "#c92a2a",
+    "good": "#2b7a3d", "warn": "#9a6700", "bad": "#c92a2a", "o3": "#0c8599", "o4": "#9c36b5", "o5": "#846358",
 }  # fmt: skip
 _DARK = {
     "paper": "#15181d", "edge": "#2c313a", "ink": "#e3e6ec", "dim": "#98a1ae", "grid": "#23272e",
     "train": "#8aa4ff", "raw": "#3e4a78", "eval": "#ff9f5a", "quiet": "#a3b3c9", "fill": "#20242b",
-    "good": "#69c97f", "warn": "#e3b341", "bad": "#ff8a80",
+    "good": "#69c97f", "warn": "#e3b341", "bad": "#ff8a80", "o3": "#66d9e8", "o4": "#e599f7", "o5": "#d0b8a8",
 }  # fmt: skip
 _DARK_HOSTS = ("body[data-jp-theme-light=false]", "html[theme=dark]", "body.vscode-dark")
 _TONES = {"training": "train", "evaluating": "train", "done": "good", "stopped": "quiet", "paused": "warn",
           "stalled": "warn", "failed": "bad", "waiting": "quiet"}  # fmt: skip
 # On a 14 by 14 grid, as in dashboard.js: a state is told by its word, its shape and its colour.
 _SHAPES = {
-    "waiting": '<circle cx="7" cy="7" r="5" fill="none" stroke-width="2" stroke-dasharray="3 2.2"/>',
+    "waiting": '<path d="M12 7A5 5 0 1 1 7 2" fill="none" stroke-width="2.2"/>',
     "training": '<circle cx="7" cy="7" r="5"/>',
     "evaluating": '<path d="M7 1 13 7 7 13 1 7Z"/>',
     "paused": '<path d="M3 2h3v10H3zM8 2h3v10H8z"/>',
     "stalled": '<path d="M7 1.5 13.5 12.5H.5Z"/>',
-    "done": '<path d="M2 7.5 5.5 11 12 3.5" fill="none" stroke-width="2.4"/>',
-    "stopped": '<rect x="2" y="2" width="10" height="10" rx="1.5"/>',
-    "failed": '<path d="M3 3 11 11M11 3 3 11" fill="none" stroke-width="2.4"/>',
+    "done": '<path d="M2 7.5 5.5 11 12 3.5" fill="none" stroke-width="2.2"/>',
+    "stopped": '<path d="M2 2h10v10H2z"/>',
+    "failed": '<path d="M3 3 11 11M11 3 3 11" fill="none" stroke-width="2.2"/>',
 }
 
 
@@ -58,6 +62,35 @@ def picture(feed: Feed, *, inline: bool, points: int = 240, metadata: str = "") 
         f'<svg xmlns="http://www.w3.org/2000/svg" class="nbkit-picture" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" '
         f'{size}role="img" aria-label="{label}" style="max-width:100%;font:11.5px system-ui,sans-serif">'
         f"<title>{label}</title>{kept}<style>{_sheet(inline=inline)}</style>{drawn}</svg>"
+    )
+
+
+def overlaid(names: Sequence[str], curves: Sequence[tuple[Line, Line]]) -> str:
+    """SVG of several runs' losses: of each a smoothed line and dots for its evaluations, in a colour of its own."""
+    height = 300 + 18 * len(names)
+    positive = [y for pair in curves for line in pair for _, y in line.points if y > 0]
+    log = bool(positive) and max(positive) / min(positive) > _LOG_FROM
+    steps = [x for pair in curves for line in pair for x, _ in line.points] or [0.0, 1.0]
+    span = (min(steps), max(*steps, min(steps) + 1))
+    styled = [
+        replace(line, style=f"o{index % _OVERLAID}{'e' if line.dots else ''}")
+        for index, pair in enumerate(curves)
+        for line in pair
+    ]
+    legend = "".join(
+        f'<text class="k" x="16" y="{48 + 18 * index}"><tspan class="o{index % _OVERLAID}d">▬</tspan> {escape(name)}</text>'
+        for index, name in enumerate(names)
+    )
+    title = "loss, smoothed" + (", log scale" if log else "") + "; dots are evaluations"
+    label = escape(f"loss of {', '.join(names)}", quote=True)
+    sheet = _sheet(inline=False, name="overlay.css")
+    drawn = chart(Box(16, 36 + 18 * len(names), WIDTH - 32, 254), styled, span, log=log, axis=True)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="nbkit-picture" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
+        f'height="{height}" role="img" aria-label="{label}" style="max-width:100%;font:11.5px system-ui,sans-serif">'
+        f"<title>{label}</title><style>{sheet}</style>"
+        f'<rect class="p" x=".5" y=".5" width="{WIDTH - 1}" height="{height - 1}" rx="9"/>'
+        f'<text class="k b" x="16" y="26">{title}</text>{legend}{drawn}</svg>'
     )
 
 
@@ -99,11 +132,11 @@ def _charts(feed: Feed, most: int) -> list[str]:
     few = max(24, most // 2)
     span = _span(rows, series.evals)
     train, smooth = _column(rows, "loss", most), _column(rows, "smooth", few * 2)
-    evals = [(float(step), value) for step, value in series.evals][-few:]
+    evals = spaced([(float(step), value) for step, value in series.evals], _DOTS)
     positive = [value for _, value in (*train, *evals) if value > 0]
     log = bool(positive) and max(positive) / min(positive) > _LOG_FROM
     gpu, total = feed.machine.get("gpu", False), feed.machine.get("total")
-    loads = feed.loads
+    loads = [load for load in feed.loads if load.at >= span[0]]
     memory = [(load.at, load.gib) for load in loads]
     percent = [(load.at, load.percent) for load in loads]
     speed = "tokens/s" if series.counts_tokens or not rows else "steps/s"
@@ -155,9 +188,9 @@ def _span(rows: list[Row], evals: list[tuple[int, float]]) -> tuple[float, float
     return float(min(first, last - 1)), float(max(last, first + 1))
 
 
-def _sheet(*, inline: bool) -> str:
+def _sheet(*, inline: bool, name: str = "picture.css") -> str:
     """The style sheet, without its comment and line ends."""
-    rules = (Path(__file__).parent / "picture.css").read_text(encoding="utf-8").partition("*/")[2].replace("\n", "")
+    rules = (Path(__file__).parent / name).read_text(encoding="utf-8").partition("*/")[2].replace("\n", "")
     light, dark = (f".nbkit-picture{{{_variables(colours)}}}" for colours in (_LIGHT, _DARK))
     if not inline:
         return f"{light}@media(prefers-color-scheme:dark){{{dark}}}{rules}"

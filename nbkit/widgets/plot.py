@@ -24,11 +24,13 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 of each decade, or the decades alone when that would be many; both ends when there is none inside."""
+    """1, 2 and 5 of each decade, the decades alone when that would be many, even steps when fewer than two are inside."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    inside = [m * 10.0**p for p in powers for m in (1, 2, 5) if low * 0.999 <= m * 10.0**p <= high * 1.001]
-    decades = [10.0**p for p in powers if low * 0.999 <= 10.0**p <= high * 1.001]
-    return (decades if len(inside) > 6 and len(decades) > 1 else inside) or [low, high]
+    inside = [value for p in powers for m in (1, 2, 5) if low * 0.999 <= (value := float(f"{m}e{p}")) <= high * 1.001]
+    decades = [value for value in inside if f"{value:e}".startswith("1.000000e")]
+    if len(inside) > 6 and len(decades) > 1:
+        return decades
+    return inside if len(inside) > 1 else ticks(low, high, 4)
 
 
 def tick_label(value: float, step: float) -> str:
@@ -98,7 +100,7 @@ def chart(
     bottom, right = box.y + box.height - (18 if axis else 4), box.x + box.width - RIGHT
     if not values:
         middle = f'x="{(box.x + LEFT + right) / 2:.0f}" y="{(box.y + bottom) / 2:.0f}"'
-        return f'<text class="d m" {middle}>nothing yet</text>'
+        return f'<text class="d m" {middle}>nothing recorded</text>'
     low, high = _limits(values, zero=zero, log=log, roof=roof)
     bend = math.log10 if log else float
     base, reach = bend(low), (bend(high) - bend(low)) or 1.0

@@ -35,10 +35,10 @@ class Load(NamedTuple):
 
 
 def thinned(rows: list[Row], most: int) -> list[Row]:
-    """At most about `most` rows: of each stretch the first, and those with the lowest and highest loss and gradient."""
+    """About `most` rows: of each stretch the first, and those with the lowest and highest loss and gradient."""
     if len(rows) <= most:
         return rows
-    size = math.ceil(len(rows) / most * 5)
+    size = math.ceil(len(rows) / most * 4)
     kept: list[Row] = []
     for start in range(0, len(rows), size):
         stretch = rows[start : start + size]
@@ -158,7 +158,7 @@ class Series:
         since = time - self.begun
         at = bisect.bisect_right(self.rows, since, key=lambda row: row.seconds)
         if at == 0:
-            return max(0.0, self.rows[0].step - 0.5)
+            return float(self.rows[0].step)
         left = self.rows[at - 1]
         if at < len(self.rows):
             right = self.rows[at]
