@@ -26,7 +26,7 @@ class Board:
         """One named piece: state, step, loss, stop, pause, scale, panel-loss, value-loss, ..."""
         return self.root.locator(f"[data-nbkit={name}]")
 
-    def expect_state(self, word, timeout_s=30):
+    def expect_state(self, word, timeout_s=60):
         """Wait until the state word is `word`."""
         expect(self.part("state")).to_have_text(word, timeout=timeout_s * 1000)
 
@@ -38,7 +38,7 @@ class Board:
         """How many steps the page holds."""
         return int(self.root.get_attribute("data-rows") or 0)
 
-    def expect_rows(self, least, timeout_s=30):
+    def expect_rows(self, least, timeout_s=60):
         """Wait until the page holds `least` steps; returns how many it holds."""
         wait_for(lambda: self.rows() >= least, f"{least} steps in the page", timeout_s)
         return self.rows()

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-LIMIT_S = 120
+LIMIT_S = 180
 # When even that does not end a test: the process ends here, and server, kernels and Chromium end with it.
-HARD_LIMIT_S = 240
+HARD_LIMIT_S = 300
 COLAB = pytest.StashKey["Path | str"]()  # its Python, or why there is none
 
 
@@ -83,8 +83,11 @@ def colab(lab, request):
 @pytest.fixture(scope="module")
 def chrome():
     """The browser; this thread's event loop ends with it."""
+    from playwright.sync_api import expect
+
     from tools.page import chromium
 
+    expect.set_options(timeout=60_000)
     with chromium() as browser:
         yield browser
     assert asyncio._get_running_loop() is None

@@ -9,15 +9,15 @@ WATCH = """
 import os
 os.environ["NBKIT_DISPLAY"] = "{mode}"
 import nbkit, steps
-run = nbkit.watch(steps.begin(total=60, every_s=0.02))
+run = nbkit.watch(steps.begin(total=100))
 """
 
 
 def test_html(notebook):
     """NBKIT_DISPLAY=html: a curve that grows and ends as the result, without any widget."""
     book = notebook(WATCH.format(mode="html")).run_all()
-    expect(book.outputs.locator("svg[role=img], img[src^='data:image/svg']").first).to_be_visible()
-    expect(book.outputs.get_by_text("done").first).to_be_visible()
+    expect(book.outputs.locator("svg.nbkit-picture")).to_be_visible()
+    expect(book.outputs.locator("img[src^='data:image/svg']")).to_be_visible()
     assert 0 == Board(book).root.count()
     assert 0 == book.outputs.locator(".jupyter-widgets, .jp-OutputArea-output[data-mime-type*=widget]").count()
 
