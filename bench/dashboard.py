@@ -63,14 +63,14 @@ def _lab() -> Iterator[Any]:
     if executable() is None:
         raise CannotRunError("no Chromium; Debian, Ubuntu: apt install chromium")
     try:
-        pythons = {"peers": overlay.python("bench-dashboard"), "colab": overlay.python("colab")}
+        peers, colab = overlay.python("bench-dashboard"), overlay.python("colab")
     except overlay.CannotMakeError as error:
         raise CannotRunError(str(error)) from error
     root = Path(__file__).resolve().parent.parent
     with tempfile.TemporaryDirectory(prefix="nbkit-bench-", ignore_cleanup_errors=True) as folder:
         with serve(Path(folder), [root / "tests" / "browser"]) as lab:
-            for name, python in pythons.items():
-                lab.add_kernel(name, python)
+            lab.add_kernel("peers", peers)
+            lab.add_colab_kernel(colab)
             yield lab
 
 

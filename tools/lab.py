@@ -79,6 +79,19 @@ class Lab:
         command = [str(python), "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         spec.write_text(json.dumps({"argv": command, "display_name": name, "language": "python"}))
 
+    def add_colab_kernel(self, python: Path) -> str:
+        """The kernel `colab`, of overlay `colab`, and what lets a page loaded from now on show its widgets."""
+        home = self.folder / "data" / "labextensions" / "nbkit-old-widgets"
+        (home / "static").mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "tools" / "old_widgets.js", home / "static" / "old_widgets.js")
+        script = python.parent.parent / "share" / "jupyter" / "nbextensions" / "anywidget" / "index.js"
+        shutil.copy(script, home / "static" / "anywidget.js")
+        build = {"load": "./static/old_widgets.js", "extension": "./extension"}
+        about = {"name": "nbkit-old-widgets", "version": "1.0.0", "jupyterlab": {"_build": build}}
+        (home / "package.json").write_text(json.dumps(about))
+        self.add_kernel("colab", python)
+        return "colab"
+
 
 @contextlib.contextmanager
 def lab(folder: Path, imports: Sequence[Path] = ()) -> Iterator[Lab]:

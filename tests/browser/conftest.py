@@ -76,8 +76,7 @@ def colab(lab, request):
     python = request.config.stash[COLAB]
     if isinstance(python, str):
         pytest.skip(f"needs an index of packages for requirements/colab.txt: {python}")
-    lab.add_kernel("colab", python)
-    return "colab"
+    return lab.add_colab_kernel(python)
 
 
 @pytest.fixture(scope="module")

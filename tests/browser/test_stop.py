@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from board import Board
+from playwright.sync_api import expect
 
 from nbkit.training import Run, checkpoint
 from tools.page import wait_for
@@ -25,9 +26,10 @@ def test_stop_ends_training_and_keeps_the_adapter(notebook):
     board.expect_state("training", timeout_s=90)
     board.expect_rows(5)
     board.click("Stop")
-    board.expect_state("stopped", timeout_s=60)
     run = Run(book.runs()[0])
+    wait_for(lambda: not run.status.active, "the run to end")
     assert "stopped" == run.status.state
+    expect(book.outputs.get_by_role("cell", name="stopped")).to_be_visible()  # of the picture that stays
     assert 5 <= run.status.step < 3000
     assert (run.path / "adapter" / "adapter_model.safetensors").is_file()
     newest, skipped = checkpoint.newest(run.path / "checkpoints")
