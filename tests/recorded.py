@@ -41,8 +41,9 @@ def recorded(folder, name="20260101-000000-a", steps=60, total=60, state="done",
 
 def _spread(path):
     """Give the steps times a quarter of a second apart: written in a moment, they would have no speed."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     now = time.time()
     for line in rows:
         line["time"] = round(now - 0.25 * (rows[-1]["step"] - line["step"]), 3)
-    path.write_text("".join(json.dumps(line) + "\n" for line in rows))
+    if rows:
+        path.write_text("".join(json.dumps(line) + "\n" for line in rows))

@@ -15,6 +15,7 @@ from nbkit.widgets.feed import Feed
 from nbkit.widgets.frozen import Frozen, svg
 from tests.recorded import recorded
 
+DAMAGED = '<metadata id="nbkit-run">{"nbkit":1}</metadata>'
 A, B = "20260101-000000-a", "20260102-000000-b"
 
 
@@ -107,7 +108,7 @@ class TestErrors:
             ("latin.ipynb", b"\xff\xfe", "latin.ipynb is not a notebook that can be read", "save it again"),
             ("gone.ipynb", None, "There is no file gone.ipynb.", "nbkit runs"),
             ("other.svg", "<svg/>", "other.svg holds no finished run.", "nbkit.watch(RUN)"),
-            ("damaged.svg", '<metadata id="nbkit-run">{"nbkit":1}</metadata>', "damaged.svg holds a run whose record is damaged", "nbkit.watch(RUN)"),
+            ("damaged.svg", DAMAGED, "damaged.svg holds a run whose record is damaged", "nbkit.watch(RUN)"),
         ],
     )  # fmt: skip
     def test_a_file_without_a_run_is_said(self, folder, name, content, message, fix):

@@ -99,17 +99,17 @@ export class Store {
   take(message) {
     this.heard = Date.now();
     const { history, n = this.n } = message;
+    const old = !history && message.n != null && n <= this.n;  // seen before, or a sign of life
     if (history) this.clear(history.run);
-    else if (message.n != null && n <= this.n) return true;
     const complete = history || n <= this.n + 1 || this.n < 0;
-    this.n = n;
-    const { rows = [], evals = [], loads = [], samples = [], head, machine, back } = history || message;
+    this.n = Math.max(n, history ? n : this.n);
+    const { rows = [], evals = [], loads = [], samples = [], head, machine, back } = old ? {} : history || message;
     if (back != null) for (const name of ["rows", "evals", "loads"]) this[name] = this[name].filter((row) => row[0] < back);
     for (const [name, fresh] of Object.entries({ rows, evals, loads })) this.append(name, fresh);
     this.samples.push(...samples);
     Object.assign(this.head, head);
     Object.assign(this.machine, machine);
-    for (const view of this.views) view.changed(message);
+    for (const view of this.views) view.changed(old ? {} : message);
     return Boolean(complete);
   }
 
