@@ -48,7 +48,9 @@ def run() -> Outcome:
             stops, reloads = _stops(lab, kernel), _reloads(lab, kernel)
             lines.append(_limit(f"Stop, click to loop ended, {title}", stops, 0.5 + STEP_S, "s"))
             lines.append(_limit(f"reload in mid-run, all rows back, {title}", reloads, 10, "s"))
-    title = f"5 series, 1,000 points, {REFRESHES} refreshes aimed at {PER_S:g} Hz, JupyterLab in Chromium, {ROUNDS} rounds"
+    title = (
+        f"5 series, 1,000 points, {REFRESHES} refreshes aimed at {PER_S:g} Hz, JupyterLab in Chromium, {ROUNDS} rounds"
+    )
     return Outcome(title, lines)
 
 
@@ -67,11 +69,11 @@ def _lab() -> Iterator[Any]:
     except overlay.CannotMakeError as error:
         raise CannotRunError(str(error)) from error
     root = Path(__file__).resolve().parent.parent
-    with tempfile.TemporaryDirectory(prefix="nbkit-bench-", ignore_cleanup_errors=True) as folder:
-        with serve(Path(folder), [root / "tests" / "browser"]) as lab:
-            lab.add_kernel("peers", peers)
-            lab.add_colab_kernel(colab)
-            yield lab
+    folder = tempfile.TemporaryDirectory(prefix="nbkit-bench-", ignore_cleanup_errors=True)
+    with folder, serve(Path(folder.name), [root / "tests" / "browser"]) as lab:
+        lab.add_kernel("peers", peers)
+        lab.add_colab_kernel(colab)
+        yield lab
 
 
 def _costs(lab: Any) -> dict[str, list[Cost]]:
@@ -93,7 +95,7 @@ def _cost(lab: Any, way: str, kernel: str, refreshes: int, per_s: float) -> Cost
         book.page.on("websocket", lambda socket: socket.on("framereceived", lambda data: received.append(len(data))))
         book.open().run_all()
         result = book.folder / "result.json"
-        wait_for(lambda: (book.folder / "ready").exists(), f"{way} to draw", 120)
+        wait_for((book.folder / "ready").exists, f"{way} to draw", 120)
         book.page.wait_for_timeout(3000)  # the page loads the library
         gauge = Gauge(book.page)
         heap, task, seen = gauge.heap_mb(), gauge.task_s(), len(received)

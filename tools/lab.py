@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ import psutil
 from tools.guards import ROOT
 
 START_S = 90.0  # 5 to 9 s when nothing else runs
-_CALL_S = 15.0
+_CALL_S = 30.0
 TOKEN = "nbkit-browser-tests"  # noqa: S105 - of a server that only this process's machine reaches
 # Ends with us: on Linux the kernel sends the signal when our process is gone, however it went.
 _START = """
@@ -53,9 +52,9 @@ class Lab:
 
     def call(self, method: str, path: str) -> Any:
         """One REST request; the JSON of the answer, or None."""
-        request = urllib.request.Request(f"{self.url}{path}", method=method)
+        request = urllib.request.Request(f"{self.url}{path}", method=method)  # noqa: S310 - our own server
         request.add_header("Authorization", f"token {TOKEN}")
-        with urllib.request.urlopen(request, timeout=_CALL_S) as answer:
+        with urllib.request.urlopen(request, timeout=_CALL_S) as answer:  # noqa: S310 - same
             text = answer.read()
         return json.loads(text) if text else None
 
@@ -63,7 +62,7 @@ class Lab:
         """Kernels survive the page that started them; end them all, so that each test starts its own."""
         for kind in ("sessions", "kernels"):
             for each in self.call("GET", f"/api/{kind}"):
-                with contextlib.suppress(urllib.error.HTTPError):  # ended in between
+                with contextlib.suppress(OSError):  # ended in between, or so busy that the server's end will have to do
                     self.call("DELETE", f"/api/{kind}/{each['id']}")
 
     def forget(self) -> None:

@@ -74,3 +74,28 @@ def trainer(max_steps=3000, **arguments):
         args=TrainingArguments(**options),
         train_dataset=[{"input_ids": each, "labels": each} for each in ids],
     )
+
+
+def fast(refreshes, per_s):
+    """A dashboard that is refreshed far more often than it would be by itself: one row each, from a thread."""
+    from IPython.display import display
+
+    from nbkit.widgets.dashboard import Dashboard
+    from nbkit.widgets.feed import Feed
+
+    recorder = Recorder(new_path("fast"))
+    recorder.set("training", max_steps=2 * refreshes)
+    dashboard = Dashboard(Feed(Run(recorder.path)))
+    display(dashboard)
+
+    def work():
+        due = time.monotonic()
+        for step in range(1, refreshes + 1):
+            recorder.row(step, row(step, refreshes))
+            recorder.step(step)
+            recorder.flush()
+            dashboard.refresh()
+            due += 1 / per_s
+            time.sleep(max(0.0, due - time.monotonic()))
+
+    threading.Thread(target=work, daemon=True).start()
