@@ -120,6 +120,14 @@ class Notebook:
         self.page.wait_for_function("() => window.restarted === true", timeout=READY_S * 1000)
         return self.ready()
 
+    def replace(self, source: str) -> Notebook:
+        """Give the first cell another source."""
+        self.page.evaluate(
+            "source => { window.jupyterapp.shell.currentWidget.content.widgets[0].model.sharedModel.setSource(source); }",
+            source,
+        )
+        return self
+
     @property
     def outputs(self) -> Locator:
         """All outputs, and nothing of the cells' sources."""

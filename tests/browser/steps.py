@@ -57,12 +57,14 @@ def begin(total=2000, every_s=0.05, name="steps"):
 def trainer(max_steps=3000, **arguments):
     """A real transformers Trainer: LoRA on two layers of 32 numbers, some ten milliseconds a step."""
     import torch
+    from datasets import Dataset
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
     torch.manual_seed(0)
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=64, num_key_value_heads=2, **size))
+    LlamaForCausalLM(LlamaConfig(vocab_size=64, num_key_value_heads=2, **size)).save_pretrained("base")
+    model = LlamaForCausalLM.from_pretrained("base")
     ids = torch.randint(0, 64, (64, 16)).tolist()
     options = {
         "max_steps": max_steps, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "use_cpu": True,
@@ -72,7 +74,7 @@ def trainer(max_steps=3000, **arguments):
     return Trainer(
         model=get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")),
         args=TrainingArguments(**options),
-        train_dataset=[{"input_ids": each, "labels": each} for each in ids],
+        train_dataset=Dataset.from_dict({"input_ids": ids, "labels": ids}),
     )
 
 

@@ -53,3 +53,25 @@ def test_watch_from_a_second_notebook(notebook, lab, page):
     board = Board(second.open().run_all())
     board.expect_rows(20)
     stop_and_check(board, first.runs()[0])
+
+
+def test_a_restarted_kernel_finds_a_detached_run(notebook):
+    """detach=True: the run outlives its kernel; nbkit.watch() in the new one shows it live, and Stop reaches it."""
+    book = notebook("import nbkit, steps\nrun = nbkit.start(steps.trainer(max_steps=100_000), detach=True)").run_all()
+    (path,) = wait_for(book.runs, "the run to begin", 90)
+    run = Run(path)
+    try:
+        wait_for(lambda: run.status.step > 3, "the detached run to train", 90)
+        book.restart()
+        book.replace("import nbkit\nrun = nbkit.watch()").run_all()
+        board = Board(book)
+        board.expect_rows(5)
+        before = run.status.step
+        wait_for(lambda: run.status.step > before, "steps after the restart")
+        board.click("Stop")
+        wait_for(lambda: run.status.state == "stopped", "the run to stop")
+    finally:
+        if run.status.active:
+            run.stop()
+            wait_for(lambda: not run.status.active, "the run to end", 30)
+    assert (path / "adapter" / "adapter_model.safetensors").is_file()
