@@ -145,8 +145,8 @@ def kernel(tmp_path_factory):
 @pytest.fixture
 def widget(kernel):
     """Start a run of 2,000 steps and watch it: its widget's comm; the run is stopped afterwards."""
-    shown = _shown(kernel.run("run = begin(2000)\nnbkit.watch(run)"))
-    yield shown[0][VIEW]["model_id"]
+    kernel.watched = kernel.run("run = begin(2000)\nnbkit.watch(run)")
+    yield _shown(kernel.watched)[0][VIEW]["model_id"]
     kernel.run("run.status.active and run.stop()")
     kernel.run("run.wait(30)")
 
@@ -154,8 +154,8 @@ def widget(kernel):
 class TestDashboard:
     def test_one_widget_and_nothing_else(self, kernel, widget):
         """The cell shows the view; the run as its last line does not show a second time."""
-        last = [message for message in kernel.messages if _kind(message) == "execute_result"]
-        assert [] == last
+        assert [VIEW, "text/plain"] == sorted(*_shown(kernel.watched))
+        assert [] == [message for message in kernel.watched if _kind(message) == "execute_result"]
         opens = [message["content"] for message in kernel.messages if _kind(message) == "comm_open"]
         state = next(content["data"]["state"] for content in opens if content["comm_id"] == widget)
         assert "export default" in state["_esm"]

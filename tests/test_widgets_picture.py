@@ -108,6 +108,15 @@ class TestChart:
             heights.append(heights[-1] + float(re.findall(r"-?[\d.]+", move)[1]))
         assert pytest.approx(min(heights), abs=0.2) == 6.0 + 90 * 0.06 / 1.12
 
+    def test_one_odd_speed_flattens_nothing(self):
+        """With a cap the others keep their height; the odd one stands at the top, inside its box."""
+        line = Line([(float(x), 1000.0 if x == 1 else 1.0) for x in range(50)], "q")
+        capped = chart(Box(0, 0, 500, 100), [line], (0, 50), zero=True, cap=3.0)
+        path = ET.fromstring(f"<svg>{capped}</svg>").find("path[@class='q']").get("d")
+        first = float(re.match(r"M[\d.]+ ([\d.]+)", path)[1])
+        rise = float(re.search(r"l[\d.]+(-[\d.]+)", path)[1])
+        assert (67.7, 6.0) == (pytest.approx(first, abs=0.1), pytest.approx(first + rise, abs=0.2))
+
     @pytest.mark.parametrize(
         ("low", "high", "count", "expected"),
         [(0, 2e-4, 3, ["0", "1e-4", "2e-4"]), (0, 1, 5, ["0", "0.2", "0.4", "0.6", "0.8", "1"]),

@@ -62,7 +62,10 @@ class Recording:
         control.should_evaluate = False
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        values = {key: value if type(value) is float else number(value) for key, value in (logs or {}).items()}
+        values = dict(logs or {})
+        for key, value in values.items():
+            if type(value) is not float:
+                values[key] = number(value)
         self.recorder.row(state.global_step, values)
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:

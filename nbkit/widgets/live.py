@@ -81,9 +81,10 @@ def _show_dashboard(feed: Feed) -> None:
         """Put the picture in the widget's place, so that the notebook needs no kernel to show it."""
         idle.close()
         handle.update(Frozen(feed))
-        # A page that was reloaded does not know the output's id: there the widget stays, and says how the run ended.
         if dashboard.pages < 2:
             dashboard.close()
+        else:  # a page that was reloaded does not know the output's id: there the widget stays
+            dashboard.say("to keep this result in the notebook: nbkit.watch() in a cell")
 
     def unseen() -> bool:
         """True when no page has answered in all the time that it could: this front end shows no widgets."""

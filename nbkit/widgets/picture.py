@@ -124,6 +124,7 @@ class _Small(NamedTuple):
     points: list[tuple[float, float]]
     zero: bool = True
     roof: float | None = None
+    cap: float | None = None
 
 
 def _charts(feed: Feed, most: int) -> list[str]:
@@ -149,7 +150,7 @@ def _charts(feed: Feed, most: int) -> list[str]:
     small = [
         _Small("learning rate", number(last.rate if last else None), _column(rows, "rate", few)),
         _Small("gradient norm", number(last.gradient if last else None), _column(rows, "gradient", few), zero=False),
-        _Small(speed, number(last.speed if last else None), _column(rows, "speed", few)),
+        _Small(speed, number(last.speed if last else None), _column(rows, "speed", few), cap=3.0),
         _Small("GPU memory" if gpu else "RAM", used, spaced(memory, few), roof=total if gpu else None),
         _Small("GPU" if gpu else "CPU", busy, spaced(percent, few), roof=100.0 if gpu else None),
     ]
@@ -166,7 +167,7 @@ def _charts(feed: Feed, most: int) -> list[str]:
     for (x, y), panel in zip(grid, small, strict=True):
         curve = [Line(panel.points, "q", fill=panel.zero)]
         parts.append(_titled(x, y, width, panel.title, escape(panel.value)))
-        parts.append(chart(Box(x, y + 18, width, 86), curve, span, zero=panel.zero, roof=panel.roof))
+        parts.append(chart(Box(x, y + 18, width, 86), curve, span, zero=panel.zero, roof=panel.roof, cap=panel.cap))
     return parts
 
 
