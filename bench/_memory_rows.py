@@ -92,6 +92,10 @@ def call(row: Row) -> Call | None:
     """How to ask nbkit for that row; None where the model or a setting is missing."""
     if row.framework == "transformers 4.57 + peft (plain loop)":
         return _vramcalc(row)
+    if row.framework == "litgpt":
+        return _litgpt(row)
+    if row.framework == "peft/transformers":
+        return _metamath(row)
     return None
 
 
@@ -123,6 +127,69 @@ def _vramcalc(row: Row) -> Call | None:
     if row.fields["method"] == "lora":
         lora = _lora(row, ["q_proj", "k_proj", "v_proj", "o_proj"])
     return Call(model, {**shape, "program": program, "peft_config": lora, "dtype": "float32" if amp else "bfloat16"})
+
+
+def _targets(row: Row) -> list[str]:
+    names: list[str] = []
+    for one in row.fields["lora_targets"].replace(" ", "").split(","):
+        names += TARGETS.get(one, (one,))
+    return names
+
+
+def _four_bit(row: Row) -> Any:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant="double_quant=yes" in row.fields["note"],
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def _litgpt(row: Row) -> Call | None:
+    """finetune/lora.py: dropout 0.05, AdamW (paged where the table says so), bitsandbytes before 0.43.2.
+
+    The tables of October 2023 (A100) run the longest sample first, so nothing of a step before is held; those of 2024
+    (A10G) shuffle, and the loss of the step before holds its graph.
+    """
+    from nbkit.memory import Program
+
+    shape, model = _shape(row), config(row.fields["model"])
+    if shape is None or model is None:
+        return None
+    lora = None
+    if row.fields["method"] != "full":
+        lora = _lora(row, _targets(row), lora_dropout=0.05)
+    quantised = row.fields["method"] == "qlora"
+    mixed = "mixed" in row.fields["dtype"]
+    program = Program.litgpt(
+        optimizer="adamw paged" if "paged" in row.fields["optimizer"] else "adamw foreach",
+        extra_4bit_copy=quantised,
+        holds_outputs="backward" if row.fields["gpu"].startswith("A100") else "next",
+        autocast="bfloat16" if mixed else None,
+    )
+    return Call(
+        model,
+        {
+            **shape, "program": program, "peft_config": lora, "dtype": "float32" if mixed else "bfloat16",
+            "quantization_config": _four_bit(row) if quantised else None, "accumulates": row.fields["batch"] != "128",
+        },
+    )  # fmt: skip
+
+
+def _metamath(row: Row) -> Call | None:
+    """PEFT's method_comparison/MetaMathQA/run.py: bf16 base, float32 adapters, outputs and loss bound until the next."""
+    from nbkit.memory import Program
+
+    shape, model = _shape(row), config(row.fields["model"])
+    if shape is None or model is None or row.fields["method"] not in {"full", "lora"}:
+        return None
+    program = Program.plain_loop(empties_cache=True)
+    lora = _lora(row, _targets(row)) if row.fields["method"] == "lora" else None
+    options = {**shape, "program": program, "peft_config": lora, "dtype": "bfloat16"}
+    return Call(model, options, compare="reserved_gib")
 
 
 def unit(row: Row) -> str:

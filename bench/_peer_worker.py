@@ -195,13 +195,13 @@ def kitsune(q: Row) -> float:
 
 
 def accelerate(q: Row) -> float:
+    one_device(q)
+    if q["method"] != "full":
+        raise UnsupportedError("full fine-tuning only")
     import torch
     from accelerate.commands.estimate import estimate_training_usage
     from accelerate.utils import calculate_maximum_sizes
 
-    one_device(q)
-    if q["method"] != "full":
-        raise UnsupportedError("full fine-tuning only")
     total, _ = calculate_maximum_sizes(_meta_model(q, torch.float32))
     sizes = estimate_training_usage(total, "float32" if q["dtype"] == "fp32" else "bfloat16")
     return max(sizes.values()) / GIB

@@ -102,6 +102,10 @@ def _formula(case: Case) -> float | str:
     if question is None or question.n_gpu > 1:
         return "unsupported"
     program = case.call.options.get("program")
+    if question.attn == "eager":
+        return "unsupported: eager attention"
+    if question.amp and question.method != "full":
+        return "unsupported: adapters on float32 weights"
     try:
         found = estimate(
             Shape.from_config(case.call.model),
@@ -226,7 +230,8 @@ def _grouped(cases: Sequence[Case], key: Callable[[Case], str], title: str) -> T
         found = [case for case in cases if group in {key(case), "all"}]
         ours, formula = _errors(found, NBKIT), _errors(found, FORMULA)
         rows.append([group, len(found), len(ours), *_sum_up(ours), len(formula), *_sum_up(formula)[:2]])
-    columns = ["", "rows", "answered", "median", "worst", "under by >10 %", "formula answers", "median", "worst"]
+    columns = ["", "rows", "nbkit answers", "median", "worst", "under by >10 %"]
+    columns += ["formula answers", "its median", "its worst"]
     return Table(columns, rows, title=title)
 
 
@@ -251,7 +256,7 @@ def _against(cases: Sequence[Case], notes: Sequence[str]) -> Table:
         failed = sum(str(case.said.get(name, "")).startswith("failed") for case in cases)
         rows.append([f"{name} {versions.get(name, '')}".strip(), len(both), *theirs, *ours, refused, failed])
     columns = ["estimator", "rows", "median", "worst", "under by >10 %"]
-    columns += ["nbkit there: median", "worst", "under", "unsupported", "failed"]
+    columns += ["nbkit there: median", "nbkit worst", "nbkit under", "unsupported", "failed"]
     return Table(columns, rows, title="Each estimator on the rows it answers, and nbkit on the same rows", notes=notes)
 
 

@@ -16,7 +16,8 @@ Mode = Literal["widget", "html", "text"]
 def in_notebook() -> bool:
     """True inside a Jupyter, Colab or VS Code kernel; False in a terminal, a script or plain IPython."""
     ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
+    ask = getattr(ipython, "get_ipython", None)  # not there yet while another thread imports IPython
+    shell = ask() if ask else None
     return shell is not None and hasattr(shell, "kernel")
 
 

@@ -60,6 +60,38 @@ class StorageError(NbkitError):
     """A file that cannot be written: disk full, no permission, read-only."""
 
 
+class HostNameError(NbkitError):
+    """A host given in a form that no shell, ssh or socket may see."""
+
+    exit_code = 2
+
+
+class SshConfigError(NbkitError):
+    """An ssh configuration that cannot be read or carried out; names the file and the line where there is one."""
+
+
+class UnreachableError(NbkitError):
+    """A host that cannot be reached: no such name, refused, timed out, the link lost."""
+
+    exit_code = 3
+
+
+class AuthenticationError(NbkitError):
+    """A host that answered, proved who it is, and does not let us in."""
+
+    exit_code = 4
+
+
+class HostKeyError(NbkitError):
+    """A host whose key is unknown, changed or revoked, or cannot be judged. Never accepted for you."""
+
+    exit_code = 4
+
+
+class RemoteCommandError(NbkitError):
+    """A command on a host that could not be run, or did not end in time."""
+
+
 class MissingPackageError(NbkitError):
     """An optional package is absent; the hint installs the extra that holds it."""
 

@@ -93,6 +93,71 @@ class TestFolder:
         process.stdout.close()
         assert not (tmp_path / "out").exists()
 
+    def test_private_means_nobody_else(self, tmp_path):
+        """Folders 0700 and files 0600 under any umask, in sub-folders too."""
+        old = os.umask(0)
+        try:
+            with atomic.folder(tmp_path / "out", private=True) as staged:
+                (staged / "in").mkdir()
+                (staged / "in" / "a").write_text("x")
+        finally:
+            os.umask(old)
+        modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "out", tmp_path / "out/in", tmp_path / "out/in/a")]
+        assert [0o700, 0o700, 0o600] == modes
+
+    def test_a_replaced_folder_is_never_away(self, tmp_path):
+        """While a folder is replaced over and over, a reader always finds one under the name."""
+        with atomic.folder(tmp_path / "out") as staged:
+            (staged / "a").write_text("0")
+        code = (
+            "import sys; from nbkit import atomic\n"
+            "for n in range(300):\n"
+            "    with atomic.folder(sys.argv[1]) as staged: (staged / 'a').write_text(str(n))\n"
+        )
+        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "out")])
+        missing = looked = 0
+        try:
+            while process.poll() is None:
+                looked += 1
+                missing += not (tmp_path / "out").exists()
+        finally:
+            process.kill()
+            process.wait(30)
+        if not atomic._exchange(tmp_path / "out", tmp_path / "out"):
+            pytest.skip("this file system cannot exchange two names")
+        assert (0, True) == (missing, looked > 100)
+
+
+class TestSweep:
+    def test_what_a_killed_process_staged_goes(self, tmp_path):
+        """A folder and a file staged by a process that was killed are cleared; nothing else is."""
+        code = (
+            "import os, signal, sys; from nbkit import atomic\n"
+            "with atomic.folder(sys.argv[1] + '/out') as staged:\n"
+            "    (staged / 'a').write_text('half'); os.kill(os.getpid(), signal.SIGKILL)\n"
+        )
+        subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, timeout=60)
+        (tmp_path / "mine").mkdir()
+        (tmp_path / ".part-of-another-program").write_text("new")
+        left = [name for name in os.listdir(tmp_path) if ".out." in name]
+        assert left == atomic.sweep(tmp_path)
+        assert [".part-of-another-program", "mine"] == sorted(os.listdir(tmp_path))
+
+    def test_what_a_live_process_stages_stays(self, tmp_path):
+        """A sweep in the middle of a save, by this process or another, takes nothing from it."""
+        with atomic.folder(tmp_path / "out") as staged:
+            (staged / "a").write_text("1")
+            assert [] == atomic.sweep(tmp_path)
+        assert "1" == (tmp_path / "out" / "a").read_text()
+
+    def test_an_older_folder_is_put_back(self, tmp_path):
+        """Killed between two renames, where names cannot be exchanged: the older folder returns to its name."""
+        dead = f".part-{atomic._machine()}-99999999-5.old.x"
+        (tmp_path / dead / "out").mkdir(parents=True)
+        (tmp_path / dead / "out" / "a").write_text("old")
+        assert [dead] == atomic.sweep(tmp_path)
+        assert "old" == (tmp_path / "out" / "a").read_text()
+
 
 def test_sha256_is_that_of_the_content(tmp_path):
     """The digest equals hashlib's over the bytes."""

@@ -76,12 +76,13 @@ def test_no_runs_names_the_folder(folder):
 
 
 def test_watch_of_an_ended_run_prints_it_once(folder):
-    """A finished run is one line; --json prints its rows."""
+    """A finished run is one line; --json prints its rows and its state."""
     recorder = Recorder(folder / "20260101-000000-a")
     recorder.row(1, {"loss": 1.0})
     recorder.set("done", step=1, max_steps=1)
-    assert "20260101-000000-a · done · step 1/1 · loss 1.0000\n" == invoke("watch").output
-    assert 1.0 == json.loads(invoke("watch", "--json").output)["loss"]
+    assert "20260101-000000-a · done · step 1/1 · loss 1.00\n" == invoke("watch").output
+    told = [json.loads(line) for line in invoke("watch", "--json").output.splitlines()]
+    assert [("state", "done"), ("row", 1.0)] == [(each["kind"], each.get("loss", each.get("state"))) for each in told]
 
 
 def test_stop_writes_the_stop_file(folder):
@@ -89,7 +90,20 @@ def test_stop_writes_the_stop_file(folder):
     recorder = Recorder(folder / "20260101-000000-a")
     recorder.set("training", step=1, max_steps=9)
     assert 0 == invoke("stop").exit_code
+    recorder.look()
     assert recorder.stop_asked
+
+
+def test_pause_and_unpause_are_a_file(folder):
+    """A pause is asked for by a file and ended by taking it away; a run that ended cannot be paused."""
+    recorder = Recorder(folder / "20260101-000000-a")
+    recorder.set("training", step=1, max_steps=9)
+    assert "nbkit unpause 20260101-000000-a" in invoke("pause").stderr
+    assert (folder / "20260101-000000-a" / "PAUSE").exists()
+    assert 0 == invoke("unpause").exit_code
+    assert not (folder / "20260101-000000-a" / "PAUSE").exists()
+    recorder.set("done", step=9)
+    assert "is not running: done at step 9" in invoke("pause").stderr
 
 
 def test_an_error_is_a_message_a_fix_and_an_exit_code(folder):

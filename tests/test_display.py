@@ -29,11 +29,26 @@ class TestTable:
         assert {"model": "a<b", "GiB": 1.23456} == self.table.as_dicts()[0]
 
 
-@pytest.mark.parametrize("chosen", ["html", "text"])
+@pytest.mark.parametrize("chosen", ["widget", "html", "text"])
 def test_mode_follows_the_environment(monkeypatch, chosen):
     """NBKIT_DISPLAY overrides what is found."""
     monkeypatch.setenv("NBKIT_DISPLAY", chosen)
     assert chosen == mode()
+
+
+def test_an_unknown_choice_is_no_choice(monkeypatch):
+    """A typing error falls back to what is found, here text."""
+    monkeypatch.setenv("NBKIT_DISPLAY", "widgets")
+    assert "text" == mode()
+
+
+@pytest.mark.parametrize(("ci", "expected"), [("", "widget"), ("true", "text")])
+def test_a_notebook_gets_widgets_and_ci_text(monkeypatch, ci, expected):
+    """In a kernel there is a front end to draw in; in CI nobody looks, and outputs are compared."""
+    monkeypatch.delenv("NBKIT_DISPLAY", raising=False)
+    monkeypatch.setenv("CI", ci)
+    monkeypatch.setattr("nbkit.display.in_notebook", lambda: True)
+    assert expected == mode()
 
 
 def test_mode_is_text_outside_a_notebook(monkeypatch):

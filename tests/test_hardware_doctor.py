@@ -46,6 +46,9 @@ class TestRules:
         """A rule says why, what to paste, what it blocks, and where it is from."""
         assert len(rule.explanation) > 40
         assert rule.fix
+        assert "    " not in rule.fix.replace("\n    ", ""), (
+            "what follows a command is a comment, so that the line can be pasted"
+        )
         assert rule.blocks
         assert rule.source
         assert rule.severity in {"blocker", "warning", "note"}
@@ -164,16 +167,15 @@ class TestWanted:
 
     @pytest.mark.train
     def test_reads_a_real_config_and_model(self):
-        """A real SFTConfig and a tiny PEFT model give the same facts, and the hook that checkpointing needs is seen."""
+        """Real TrainingArguments and a tiny PEFT model give the same facts, and the hook that checkpointing needs is seen."""
         from peft import LoraConfig, get_peft_model
-        from transformers import LlamaConfig, LlamaForCausalLM
-        from trl import SFTConfig
+        from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
         config = LlamaConfig(
             hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=16
         )
         model = get_peft_model(LlamaForCausalLM(config), LoraConfig(target_modules="all-linear", r=2))
-        args = SFTConfig(use_cpu=True, bf16=False, per_device_eval_batch_size=16, eval_strategy="epoch")
+        args = TrainingArguments(use_cpu=True, per_device_eval_batch_size=16, eval_strategy="epoch")
         wanted = Wanted.of(args, model)
         assert ("llama", True, ("float32",), 8, 16) == (
             wanted.family, wanted.peft, wanted.trainable_dtypes, wanted.train_batch, wanted.eval_batch
@@ -250,6 +252,12 @@ class TestDoctor:
             assert "shm-small" in shown
             assert "/dev/shm holds 64 MiB" in shown
         assert not found.ok
+
+    def test_is_in_the_notebooks_vocabulary(self):
+        """nbkit.doctor and nbkit.hardware.doctor are the function, although a module bears that name too."""
+        import nbkit
+
+        assert doctor is nbkit.doctor is nbkit.hardware.doctor
 
 
 class TestCommandLine:

@@ -510,7 +510,7 @@ class TestWhole:
         """A call that does not come back, as on a dead network mount, costs its limit and no more."""
         began = time.monotonic()
         assert {"error": "no answer within 0.2 s"} == probe._start(time.sleep, 20)(0.2)
-        assert 1 > time.monotonic() - began
+        assert 5 > time.monotonic() - began
 
     def test_needs_the_standard_library_only(self):
         """The text that is sent to a box parses as Python 3.8 and imports nothing that has to be installed."""

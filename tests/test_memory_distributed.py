@@ -169,6 +169,22 @@ class TestRefusals:
         assert any("PEFT's guide" in note for note in spread(QLORA, both).notes)
 
 
+class TestFromParts:
+    def test_a_prediction_on_one_device_is_itself(self):
+        """The parts of a Prediction, split by nobody, add up to what they were."""
+        trained = 2**28
+        parts = {
+            "weights": 14.0, "adapters": 1.0, "gradients": 1.0, "optimizer states": 2.0, "activations": 3.0,
+            "logits and loss": 0.5, "recomputed and in flight": 0.25, "optimizer workspace": 0.25, "inputs": 0.125,
+        }  # fmt: skip
+        alone = Alone.from_parts(
+            parts, trainable=trained, frozen=7 * B, layers=32, layer_gib=0.4, ends_gib=1, trained_bytes=4
+        )
+        assert (14, 8) == (alone.frozen_gib, alone.state_bytes)
+        for how in (How("ddp", 1), How("device_map", 1)):
+            assert sum(parts.values()) == pytest.approx(spread(alone, how).allocated_gib)
+
+
 class TestRange:
     def test_full_is_not_safe(self):
         """yes only below 80 % of the device, or the bar, whichever asks for more."""

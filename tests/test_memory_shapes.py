@@ -79,6 +79,12 @@ class TestRefusals:
         ):
             Shape.from_config(SimpleNamespace(model_type="mixtral", num_local_experts=8))
 
+    def test_an_mlp_without_a_gate_is_refused(self):
+        """Phi's two matrices counted as three would be 50 % off: the error names what does answer."""
+        with pytest.raises(ModelError, match="phi has an MLP of two matrices") as caught:
+            Shape.from_config(SimpleNamespace(model_type="phi", num_attention_heads=32, intermediate_size=8192))
+        assert "nbkit.predict" in caught.value.hint
+
     def test_a_config_without_the_numbers_is_refused(self):
         """A config of another kind names what is missing."""
         with pytest.raises(ModelError) as caught:

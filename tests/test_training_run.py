@@ -10,7 +10,7 @@ import time
 import pytest
 
 from nbkit.errors import RunError
-from nbkit.training import checkpoint
+from nbkit.training import manifest
 from nbkit.training.record import Recorder, new_path
 from nbkit.training.run import Run, headline, latest, runs
 
@@ -140,12 +140,12 @@ class TestCheckpoint:
             folder = tmp_path / f"checkpoint-{step}"
             folder.mkdir()
             (folder / "optimizer.pt").write_bytes(b"o" * 100)
-            checkpoint.write_manifest(folder, step)
+            manifest.write(folder, step)
         return tmp_path
 
     def test_newest_is_by_number(self, saved):
         """checkpoint-10 is newer than checkpoint-2."""
-        assert (saved / "checkpoint-10", []) == checkpoint.newest(saved)
+        assert (saved / "checkpoint-10", []) == manifest.newest(saved)
 
     @pytest.mark.parametrize(
         ("damage", "reason"),
@@ -160,6 +160,6 @@ class TestCheckpoint:
     def test_a_damaged_one_is_skipped_with_its_reason(self, saved, damage, reason):
         """Missing, cut, changed: the next older one is taken and the reason said."""
         damage(saved / "checkpoint-10")
-        found, skipped = checkpoint.newest(saved)
+        found, skipped = manifest.newest(saved)
         assert saved / "checkpoint-2" == found
         assert reason in skipped[0]

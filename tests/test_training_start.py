@@ -10,7 +10,7 @@ import tiny
 
 from nbkit import models, training
 from nbkit.errors import ModelError, RunError, StorageError
-from nbkit.training import checkpoint
+from nbkit.training import manifest
 from nbkit.training.recipe import read_yaml
 from nbkit.training.repairs import fp32_adapters, score_trained_tokens_only
 
@@ -48,7 +48,7 @@ class TestStart:
             not list(run.path.rglob("training_args.bin")) or not (run.path / "adapter" / "training_args.bin").exists()
         )
         assert ["started", "saved", "saved", "kept", "done"] == [event["event"] for event in run.events()]
-        assert all("" == checkpoint.wrong(path) for path in (run.path / "checkpoints").glob("checkpoint-*"))
+        assert all("" == manifest.wrong(path) for path in (run.path / "checkpoints").glob("checkpoint-*"))
 
     def test_config_is_what_trl_reads(self, folder):
         """config.yaml goes through TRL's own parser and gives the same arguments."""
@@ -141,7 +141,7 @@ class TestGuards:
         run = training.start(trainer)
         with pytest.raises(RunError, match=r"became nan at step 3; the weights of that step were not saved"):
             run.wait(120)
-        assert "checkpoint-2" == checkpoint.newest(run.path / "checkpoints")[0].name
+        assert "checkpoint-2" == manifest.newest(run.path / "checkpoints")[0].name
         assert not run.adapter.exists()
 
     def test_an_evaluated_model_is_refused(self, folder):
@@ -217,3 +217,29 @@ def test_wandb_works_offline_without_an_account(folder, monkeypatch):
 
     wandb.finish()
     assert json.loads((run.path / "status.json").read_text())["state"] == "done"
+
+
+def test_a_four_bit_sft_trainer_is_the_same_after_the_way_to_another_process(folder, tmp_path):
+    """Written down and built again: 4-bit base by its path, adapter, prepared rows, collator; and the same first loss."""
+    import torch
+
+    from nbkit.training import carry, detach, rebuild, repairs, weights, worker
+    from nbkit.training.recipe import data_identity
+
+    trainer = tiny.trainer(folder)
+    repairs.mend(trainer)
+    spec, rows = carry.describe(trainer), carry.datasets(trainer)
+    detach._write(trainer, spec, rows, worker.Job(tmp_path, None, data_identity(trainer)))
+    launch = carry.folder_of(tmp_path)
+    built = rebuild.trainer(rebuild.read(launch), launch, lambda _words: None)
+    assert weights.digests(trainer.model) == weights.digests(built.model)
+    assert trainer.train_dataset[0] == built.train_dataset[0]
+    assert vars(trainer.data_collator) == vars(built.data_collator)
+    losses = []
+    for each in (trainer, built):
+        torch.manual_seed(0)
+        batch = next(iter(each.get_train_dataloader()))
+        each.model.train()
+        torch.manual_seed(0)
+        losses.append(float(each.compute_loss(each.model, batch).detach()))
+    assert losses[0] == losses[1]

@@ -14,9 +14,8 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ import psutil
 from tools.guards import ROOT
 
 START_S = 90.0  # 5 to 9 s when nothing else runs
-_CALL_S = 15.0
+_CALL_S = 30.0
 TOKEN = "nbkit-browser-tests"  # noqa: S105 - of a server that only this process's machine reaches
 # Ends with us: on Linux the kernel sends the signal when our process is gone, however it went.
 _START = """
@@ -53,9 +52,9 @@ class Lab:
 
     def call(self, method: str, path: str) -> Any:
         """One REST request; the JSON of the answer, or None."""
-        request = urllib.request.Request(f"{self.url}{path}", method=method)
+        request = urllib.request.Request(f"{self.url}{path}", method=method)  # noqa: S310 - our own server
         request.add_header("Authorization", f"token {TOKEN}")
-        with urllib.request.urlopen(request, timeout=_CALL_S) as answer:
+        with urllib.request.urlopen(request, timeout=_CALL_S) as answer:  # noqa: S310 - same
             text = answer.read()
         return json.loads(text) if text else None
 
@@ -63,7 +62,7 @@ class Lab:
         """Kernels survive the page that started them; end them all, so that each test starts its own."""
         for kind in ("sessions", "kernels"):
             for each in self.call("GET", f"/api/{kind}"):
-                with contextlib.suppress(urllib.error.HTTPError):  # ended in between
+                with contextlib.suppress(OSError):  # ended in between, or so busy that the server's end will have to do
                     self.call("DELETE", f"/api/{kind}/{each['id']}")
 
     def forget(self) -> None:
@@ -72,17 +71,36 @@ class Lab:
             shutil.rmtree(self.folder / name, ignore_errors=True)
             (self.folder / name).mkdir(parents=True)
 
+    def add_kernel(self, name: str, python: Path) -> None:
+        """Let notebooks name a kernel that runs `python`; it imports nbkit and tools from this tree."""
+        spec = self.folder / "data" / "kernels" / name / "kernel.json"
+        spec.parent.mkdir(parents=True, exist_ok=True)
+        command = [str(python), "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        spec.write_text(json.dumps({"argv": command, "display_name": name, "language": "python"}))
+
+    def add_colab_kernel(self, python: Path) -> str:
+        """The kernel `colab`, of overlay `colab`, and what lets a page loaded from now on show its widgets."""
+        home = self.folder / "data" / "labextensions" / "nbkit-old-widgets"
+        (home / "static").mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "tools" / "old_widgets.js", home / "static" / "old_widgets.js")
+        script = python.parent.parent / "share" / "jupyter" / "nbextensions" / "anywidget" / "index.js"
+        shutil.copy(script, home / "static" / "anywidget.js")
+        build = {"load": "./static/old_widgets.js", "extension": "./extension"}
+        about = {"name": "nbkit-old-widgets", "version": "1.0.0", "jupyterlab": {"_build": build}}
+        (home / "package.json").write_text(json.dumps(about))
+        self.add_kernel("colab", python)
+        return "colab"
+
 
 @contextlib.contextmanager
-def lab(folder: Path, kernels: Mapping[str, Path], imports: Sequence[Path] = ()) -> Iterator[Lab]:
-    """Run a JupyterLab whose files all lie in `folder`.
+def lab(folder: Path, imports: Sequence[Path] = ()) -> Iterator[Lab]:
+    """Run a JupyterLab whose files all lie in `folder`; its kernel `nbkit` is this Python.
 
     Args:
-        kernels: Python of each kernel, by the name that notebooks give it. They import nbkit and tools from this tree.
         imports: More folders that its kernels import from.
     Raises: RuntimeError with the end of its log when it is not up after START_S.
     """
-    variables = _prepare(folder, kernels, imports)
+    variables = _prepare(folder, imports)
     log = folder / "lab.log"
     options = {
         "ServerApp.ip": "127.0.0.1", "ServerApp.port": "0", "ServerApp.root_dir": folder / "root",
@@ -99,13 +117,14 @@ def lab(folder: Path, kernels: Mapping[str, Path], imports: Sequence[Path] = ())
     try:
         server = Lab(folder, _wait_for_url(process, folder / "runtime", log))
         _wait_until_it_answers(server, process, log)
+        server.add_kernel("nbkit", Path(sys.executable))
         yield server
     finally:
         end_tree(process)
 
 
-def _prepare(folder: Path, kernels: Mapping[str, Path], imports: Sequence[Path]) -> dict[str, str]:
-    """Folders, settings and kernels; the environment that makes the server use them and nothing else of the user's."""
+def _prepare(folder: Path, imports: Sequence[Path]) -> dict[str, str]:
+    """Folders and settings; the environment that makes the server use them and nothing else of the user's."""
     places = {
         "JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime",
         "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "IPYTHONDIR": "ipython",
@@ -117,11 +136,6 @@ def _prepare(folder: Path, kernels: Mapping[str, Path], imports: Sequence[Path])
     overrides = folder / "config" / "labconfig" / "default_setting_overrides.json"
     overrides.parent.mkdir(exist_ok=True)
     overrides.write_text(json.dumps(quiet))
-    for name, python in kernels.items():
-        spec = folder / "data" / "kernels" / name / "kernel.json"
-        spec.parent.mkdir(parents=True, exist_ok=True)
-        command = [str(python), "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        spec.write_text(json.dumps({"argv": command, "display_name": name, "language": "python"}))
     variables = {name: value for name, value in os.environ.items() if name not in _DROPPED}
     variables |= {name: str(folder / place) for name, place in places.items()}
     # Two cores: threads of torch that wait must not spin.

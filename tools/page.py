@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, CDPSession, Locator, Page, sync_playwri
 
 from tools.lab import TOKEN, Lab
 
-READY_S = 60.0  # a page with its kernel: 3 to 6 s when nothing else runs
+READY_S = 90.0  # a page with its kernel: 3 to 6 s when nothing else runs
 _FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
           "--disable-background-networking", "--disable-component-update", "--disable-sync"]  # fmt: skip
 # The page shows "idle" before its kernel is connected, and a command sent then is dropped without a word.
@@ -47,9 +47,9 @@ def chromium() -> Iterator[Browser]:
 
 @contextlib.contextmanager
 def page(browser: Browser, *, width: int = 1100, height: int = 900) -> Iterator[Page]:
-    """An empty page, without cookies of others; no wait on it is longer than 30 s unless it says so."""
+    """An empty page, without cookies of others; no wait on it is longer than 60 s unless it says so."""
     context = browser.new_context(viewport={"width": width, "height": height})
-    context.set_default_timeout(30_000)
+    context.set_default_timeout(60_000)
     context.set_default_navigation_timeout(READY_S * 1000)
     try:
         yield context.new_page()
@@ -120,6 +120,14 @@ class Notebook:
         self.page.wait_for_function("() => window.restarted === true", timeout=READY_S * 1000)
         return self.ready()
 
+    def replace(self, source: str) -> Notebook:
+        """Give the first cell another source."""
+        self.page.evaluate(
+            "source => { window.jupyterapp.shell.currentWidget.content.widgets[0].model.sharedModel.setSource(source); }",
+            source,
+        )
+        return self
+
     @property
     def outputs(self) -> Locator:
         """All outputs, and nothing of the cells' sources."""
@@ -138,7 +146,7 @@ class Notebook:
         return sorted(path.parent for path in self.folder.glob("runs/*/status.json"))
 
 
-def wait_for(holds: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
+def wait_for(holds: Callable[[], Any], what: str, timeout_s: float = 60.0) -> Any:
     """Poll until `holds()` is true and return it; AssertionError naming `what` after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while True:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from nbkit import __version__
-from nbkit.cli import demo, fit, machine, runs, view
+from nbkit.cli import demo, fit, machine, runs, ssh, view
 from nbkit.cli._base import Commands
 
 
@@ -24,12 +24,14 @@ def main() -> None:
       nbkit watch            follow the newest run from a terminal
       nbkit compare A B      two runs, or the notebooks they stand in
       nbkit stop 20261124    finish the step, save, end
+      nbkit hosts            the GPU boxes of ~/.ssh/config, and which of them answer
 
     \b
-    Exit codes: 0 ok, 1 failed, 2 usage, 5 the doctor found a blocker, 130 interrupted.
+    Exit codes: 0 ok, 1 failed, 2 usage, 3 unreachable, 4 authentication or host key, 5 the doctor found a blocker,
+    130 interrupted.
     """
 
 
-for _verbs in (machine, fit, runs, view, demo):
+for _verbs in (machine, fit, runs, view, ssh, demo):
     for _verb in _verbs.VERBS:
         main.add_command(_verb)

@@ -41,7 +41,7 @@ def check(as_json: bool) -> None:
 )
 @click.option("--log", type=click.Path(exists=True, dir_okay=False), help="Output of a failed run: explain its error.")
 @click.option(
-    "--timeout", default=60.0, show_default=True, help="Seconds that importing torch and bitsandbytes may take."
+    "--timeout", default=120.0, show_default=True, help="Seconds that importing torch and bitsandbytes may take."
 )
 @json_option
 def doctor(fast: bool, log: str | None, timeout: float, as_json: bool) -> None:

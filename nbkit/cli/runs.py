@@ -1,4 +1,4 @@
-"""Verbs about runs: list, stop."""
+"""Verbs about runs: list, pause, stop."""
 
 from __future__ import annotations
 
@@ -43,4 +43,24 @@ def stop(run: str | None) -> None:
     click.echo(f"Asked {chosen.id} to stop after its step; nbkit watch {chosen.id} shows when it has.", err=True)
 
 
-VERBS = (runs, stop)
+@click.command(help=f"Let a run finish its step, save a checkpoint and hold; its model stays in memory.\n\n{_RUN_HELP}")
+@click.argument("run", required=False)
+def pause(run: str | None) -> None:
+    from nbkit.training import latest
+
+    chosen = latest(run)
+    chosen.pause()
+    click.echo(f"Asked {chosen.id} to pause after its step; it goes on with: nbkit unpause {chosen.id}", err=True)
+
+
+@click.command(help=f"Let a paused run go on.\n\n{_RUN_HELP}")
+@click.argument("run", required=False)
+def unpause(run: str | None) -> None:
+    from nbkit.training import latest
+
+    chosen = latest(run)
+    chosen.unpause()
+    click.echo(f"{chosen.id} goes on; nbkit watch {chosen.id} shows it.", err=True)
+
+
+VERBS = (runs, pause, unpause, stop)

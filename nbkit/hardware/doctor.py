@@ -181,7 +181,7 @@ def doctor(
     disk_gib: float | None = None,
     fast: bool = False,
     machine: Machine | None = None,
-    timeout_s: float = 60.0,
+    timeout_s: float = 120.0,
 ) -> Diagnosis:
     """Find what is wrong with this machine and its training stack, and say how to mend it.
 

@@ -127,7 +127,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "driver-mismatch", 5, "blocker", ("GPU",),
         "The driver was updated and its kernel module is still the old one: no program can use the GPU.",
-        "sudo reboot      (or, with nothing on the GPU: sudo rmmod nvidia_uvm nvidia && sudo modprobe nvidia)",
+        "sudo reboot  # or, with nothing on the GPU: sudo rmmod nvidia_uvm nvidia && sudo modprobe nvidia",
         _mismatch, r"Driver/library version mismatch", "from memory",
     ),
     Rule(
@@ -139,20 +139,20 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "gpu-lost", 0, "blocker", ("GPU",),
         "A GPU fell off the bus: heat, power or hardware.",
-        "sudo dmesg | grep -i xid      then reboot; if it comes back, have the card looked at",
+        "sudo dmesg | grep -i xid  # then reboot; if it comes back, have the card looked at",
         _lost, r"GPU is lost|fallen off the bus", "NVML documentation",
     ),
     Rule(
         "cuda-compat", 4, "warning", ("GPU",),
         "A forward-compatibility libcuda lies before the driver's own. It serves datacentre cards only: elsewhere CUDA "
         "fails with error 804 although nvidia-smi is fine.",
-        "sudo apt-get remove 'cuda-compat-*'      or take its folder out of LD_LIBRARY_PATH; then restart the container",
+        "sudo apt-get remove 'cuda-compat-*'  # or take its folder out of LD_LIBRARY_PATH; then restart the container",
         _compat, r"Error 804|forward compatibility was attempted", "pytorch#40671, nvidia-docker#1515",
     ),
     Rule(
         "gpus-hidden", 0, "warning", ("GPU",),
         "CUDA_VISIBLE_DEVICES hides every GPU from programs started here.",
-        "unset CUDA_VISIBLE_DEVICES      then restart the kernel",
+        "unset CUDA_VISIBLE_DEVICES  # then restart the kernel",
         _hidden, source="CUDA programming guide",
     ),
     Rule(
@@ -170,19 +170,19 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "throttled", 24, "warning", ("full", "LoRA", "QLoRA"),
         "The card runs slower than it could: heat, a power limit, or a narrow PCIe link.",
-        "nvidia-smi -q -d PERFORMANCE,CLOCK,POWER      power: sudo nvidia-smi -pl WATTS; link: reseat the card",
+        "nvidia-smi -q -d PERFORMANCE,CLOCK,POWER  # power: sudo nvidia-smi -pl WATTS; link: reseat the card",
         _throttled, source="NVML documentation",
     ),
     Rule(
         "geforce-40-p2p", 15, "warning", ("several GPUs",),
         "GeForce 40 cards have no peer-to-peer access: NCCL stops with an error, or hangs in the first all_reduce.",
-        "export NCCL_P2P_DISABLE=1 NCCL_IB_DISABLE=1      or start with: accelerate launch",
+        "export NCCL_P2P_DISABLE=1 NCCL_IB_DISABLE=1  # or start with: accelerate launch",
         _p2p, r"RTX 40\d\d series doesn.t support faster communication", "Qwen-VL#447, nccl-tests#117, accelerate#2328",
     ),
     Rule(
         "no-bf16", 9, "warning", ("bf16",),
         "This GPU has no bf16 arithmetic. torch emulates it and says it is supported: training crawls or overflows.",
-        "SFTConfig(fp16=True, bf16=False) and dtype=torch.float16      nbkit.settings(model) chooses so",
+        "SFTConfig(fp16=True, bf16=False) and dtype=torch.float16  # nbkit.settings(model) chooses so",
         _no_bf16, source="Soup#387, torch source",
     ),
     Rule(

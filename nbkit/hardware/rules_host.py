@@ -149,20 +149,20 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "shm-small", 14, "warning", ("data workers", "several GPUs"),
         "Data workers and NCCL hand tensors over in /dev/shm; where it is small they end with a bus error.",
-        "docker run --shm-size=16g ...      or --ipc=host; without either: dataloader_num_workers=0 and NCCL_SHM_DISABLE=1",
+        "docker run --shm-size=16g ...  # or --ipc=host; without either: dataloader_num_workers=0 and NCCL_SHM_DISABLE=1",
         _shm, r"killed by signal: Bus error|posix_fallocate failed|out of shared memory",
         "nccl#342, nccl#290, Megatron-LM#878, ultralytics#1238",
     ),
     Rule(
         "disk-full", 16, "warning", ("downloads", "full", "LoRA", "QLoRA"),
         "Model, data cache, checkpoints and merged copies each take room: a 7B LoRA with merge and GGUF about 45 GB.",
-        "export HF_HOME=/a/larger/disk/hf      or make room: hf cache prune; du -xh --max-depth=2 ~/.cache",
+        "export HF_HOME=/a/larger/disk/hf  # or make room: hf cache prune; du -xh --max-depth=2 ~/.cache",
         _room, r"No space left on device|Disk quota exceeded", "diffusers#4957, LlamaFactory#275, ms-swift#3551",
     ),
     Rule(
         "disk-slow", 17, "warning", ("loading",),
         "Models load as slowly as their disk is read: 15 GB take about 2 minutes at 130 MB/s, 5 seconds at 3 GB/s.",
-        "export HF_HOME=/local/nvme/hf      (a disk of this machine)",
+        "export HF_HOME=/local/nvme/hf  # a disk of this machine",
         _slow, source="docs/hardware.md",
     ),
     Rule(
@@ -174,7 +174,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "ram-low", 18, "warning", ("loading", "full"),
         "Loading needs the largest shard and about 4 GB beside it; past the limit the kernel ends the process without a word.",
-        'from_pretrained(..., device_map={"": 0})      close other programs; without root, swap cannot be added in a container',
+        'from_pretrained(..., device_map={"": 0})  # close other programs; without root, swap cannot be added in a container',
         _ram, r"(?m)^Killed$|signal 9|SIGKILL|DefaultCPUAllocator: not enough memory", "text-generation-webui#440",
     ),
     Rule(
@@ -192,7 +192,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "colab-session", 25, "note", ("full",),
         "A Colab session ends after some hours, with its disk; a T4 offers 14.7 GiB, not 16.",
-        "from google.colab import drive; drive.mount('/content/drive')      then NBKIT_RUNS=/content/drive/MyDrive/runs",
+        "from google.colab import drive; drive.mount('/content/drive')  # then NBKIT_RUNS=/content/drive/MyDrive/runs",
         _colab, source="Colab FAQ",
     ),
     Rule(
@@ -216,7 +216,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "launch-blocking", 0, "warning", ("full", "LoRA", "QLoRA"),
         "CUDA_LAUNCH_BLOCKING is for debugging: every kernel waits for the one before, training is much slower.",
-        "unset CUDA_LAUNCH_BLOCKING      then restart the kernel",
+        "unset CUDA_LAUNCH_BLOCKING  # then restart the kernel",
         _blocking, source="CUDA programming guide",
     ),
 )  # fmt: skip

@@ -106,7 +106,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "fragmentation", 20, "warning", ("full", "LoRA", "QLoRA"),
         "Memory is reserved in pieces of the wrong size: batches of varying length leave holes.",
-        "export PYTORCH_ALLOC_CONF=expandable_segments:True      before Python starts; and run the longest batch first",
+        "export PYTORCH_ALLOC_CONF=expandable_segments:True  # before Python starts; and run the longest batch first",
         _fragmented, source="trl#5207, trl#4237",
     ),
     Rule(
@@ -124,13 +124,13 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "offloaded-parts", 26, "blocker", ("QLoRA", "LoRA"),
         'device_map="auto" put parts of the model on CPU or disk: they are not trained, or at a crawl.',
-        'device_map={"": 0}      and a smaller model, a shorter sequence, or QLoRA instead of LoRA',
+        'device_map={"": 0}  # and a smaller model, a shorter sequence, or QLoRA instead of LoRA',
         _offloaded, r"can't train a model that has been loaded with .*device_map|offload\w* .*cpu or disk", "accelerate source",
     ),
     Rule(
         "no-input-gradients", 27, "blocker", ("LoRA", "QLoRA"),
         "With gradient checkpointing and frozen embeddings nothing that enters a block requires a gradient, so none flows.",
-        "model.enable_input_require_grads()      or gradient_checkpointing_kwargs={'use_reentrant': False}",
+        "model.enable_input_require_grads()  # or gradient_checkpointing_kwargs={'use_reentrant': False}",
         _no_gradients, r"None of the inputs have requires_grad=True|does not require grad and does not have a grad_fn",
         "transformers#42489",
     ),

@@ -184,31 +184,31 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "torch-import", 0, "blocker", ("full", "LoRA", "QLoRA"),
         "torch is installed and cannot be imported: mostly a library that is missing or of another version.",
-        "pip install --force-reinstall torch      with LD_LIBRARY_PATH unset",
+        "pip install --force-reinstall torch  # with LD_LIBRARY_PATH unset",
         _torch_error, source="child process",
     ),
     Rule(
         "torch-crash", 0, "blocker", ("full", "LoRA", "QLoRA"),
         "Importing torch ends the process: in a notebook the kernel would die without a word.",
-        "pip install --force-reinstall torch      then: python -X faulthandler -c 'import torch'",
+        "pip install --force-reinstall torch  # then: python -X faulthandler -c 'import torch'",
         _torch_crash, source="child process",
     ),
     Rule(
         "torch-hang", 0, "blocker", ("full", "LoRA", "QLoRA"),
         "Importing torch does not come back: a network disk, an antivirus, or a driver that does not answer.",
-        "python -X importtime -c 'import torch'      shows where; put the environment on a local disk",
+        "python -X importtime -c 'import torch'  # shows where; put the environment on a local disk",
         _torch_hang, source="child process",
     ),
     Rule(
         "gpu-too-old", 1, "blocker", ("GPU",),
         "This torch has no kernels for so old a card: wheels for CUDA 12.8 and newer leave Volta and Pascal out.",
-        _WHEELS + "cu126      (the last that has them; on AWS rather leave p3 for g5 or g6)",
+        _WHEELS + "cu126  # the last that has them; on AWS rather leave p3 for g5 or g6",
         _old_gpu, source="pytorch#172352, pytorch#190385, unsloth#5876",
     ),
     Rule(
         "gpu-too-new", 2, "blocker", ("GPU",),
         "This torch is older than the card: it has no kernels for it.",
-        _WHEELS + "cu128      (or newer)",
+        _WHEELS + "cu128  # or newer",
         _new_gpu, r"sm_1\d\d is not compatible with the current PyTorch|no kernel image is available", "pytorch#167244",
     ),
     Rule(
@@ -225,7 +225,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "torch-sees-no-gpu", 0, "blocker", ("GPU",),
         "Driver and torch fit each other, and still torch sees no GPU: a stale process, an environment or a container.",
-        "restart the kernel; then: python -c 'import torch; torch.cuda.init()'      tells the reason",
+        "restart the kernel; then: python -c 'import torch; torch.cuda.init()'  # tells the reason",
         _blind, r"CUDA unknown error|No CUDA GPUs are available", "torch source",
     ),
     Rule(
@@ -237,7 +237,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "bitsandbytes-crash", 0, "blocker", ("QLoRA",),
         "Importing bitsandbytes ends the process or does not come back: the kernel would go with it.",
-        "pip install -U --force-reinstall bitsandbytes      with LD_LIBRARY_PATH unset",
+        "pip install -U --force-reinstall bitsandbytes  # with LD_LIBRARY_PATH unset",
         _bitsandbytes_ended, source="child process",
     ),
     Rule(
@@ -255,20 +255,20 @@ RULES: tuple[Rule, ...] = (
         "cpu-gradient-trap", 0, "note", ("QLoRA",),
         "On such CPUs bitsandbytes repacks 4-bit weights during an evaluation and then trains with wrong gradients, silently. "
         "nbkit.models.prepare prevents it.",
-        "nbkit.models.self_test()      shows it in a second",
+        "nbkit.models.self_test()  # shows it in a second",
         _trap, source="docs/log.md",
     ),
     Rule(
         "flash-attention", 13, "warning", ("flash attention",),
         "FlashAttention 2 needs Ampere or newer, and a build for exactly this torch.",
-        'attn_implementation="sdpa"      and: pip uninstall -y flash-attn',
+        'attn_implementation="sdpa"  # and: pip uninstall -y flash-attn',
         _flash, r"FlashAttention only supports Ampere|flash_attn.*undefined symbol|undefined symbol.*flash",
         "flash-attention#762, ms-swift#1603",
     ),
     Rule(
         "torchvision-mismatch", 0, "warning", ("loading",),
         "torchvision of another torch fails on import, and transformers fails with it, although no image is used.",
-        "pip install --force-reinstall torch torchvision      (together, from one index)",
+        "pip install --force-reinstall torch torchvision  # together, from one index",
         _vision, r"operator torchvision::nms does not exist", "torchvision compatibility table",
     ),
     Rule(
@@ -280,7 +280,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "library-path", 0, "warning", ("GPU", "QLoRA"),
         "LD_LIBRARY_PATH puts a system CUDA before the one that torch brought: symbols go missing or versions mix.",
-        "unset LD_LIBRARY_PATH      then restart the kernel",
+        "unset LD_LIBRARY_PATH  # then restart the kernel",
         _library_path, r"undefined symbol: (?:cu|__nv)|libcu\w+\.so[.\d]*: (?:version|cannot open)", "bitsandbytes#572",
     ),
 )  # fmt: skip

@@ -156,7 +156,7 @@ class Stack:
         return self.table()._repr_html_()
 
 
-def stack(machine: Machine | None = None, *, timeout_s: float = 60.0) -> Stack:
+def stack(machine: Machine | None = None, *, timeout_s: float = 120.0) -> Stack:
     """Import torch, then bitsandbytes, in a child of this Python, and say how far it came.
 
     Args:

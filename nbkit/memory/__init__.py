@@ -7,6 +7,7 @@ from nbkit.memory.benchmark import benchmark
 from nbkit.memory.fits import Fit, Fits, fits
 from nbkit.memory.formula import Estimate, Part, Step, estimate
 from nbkit.memory.lengths import Prophecy, prophecy
+from nbkit.memory.measured import Measured, measured_step
 from nbkit.memory.plan import Option, Plan, Wish, plan
 from nbkit.memory.predict import Peak, Prediction, predict
 from nbkit.memory.program import Program
@@ -15,7 +16,7 @@ from nbkit.memory.time import Duration, Load, Rates, duration, remaining
 from nbkit.memory.trace import Trace
 
 __all__ = [
-    "SHAPES", "Duration", "Estimate", "Feed", "Fit", "Fits", "Load", "Option", "Part", "Peak", "Plan", "Prediction", "Program",
-    "Prophecy", "Rates", "Shape", "Step", "Trace", "Wish", "benchmark", "compose", "duration", "estimate", "fits", "plan",
-    "predict", "prophecy", "remaining", "shape",
+    "SHAPES", "Duration", "Estimate", "Feed", "Fit", "Fits", "Load", "Measured", "Option", "Part", "Peak", "Plan",
+    "Prediction", "Program", "Prophecy", "Rates", "Shape", "Step", "Trace", "Wish", "benchmark", "compose",
+    "duration", "estimate", "fits", "measured_step", "plan", "predict", "prophecy", "remaining", "shape",
 ]  # fmt: skip

@@ -51,7 +51,9 @@ def read(
     """
     notes: list[str] = []
     rows = _positive("batch", batch if batch is not None else getattr(args, "per_device_train_batch_size", 1))
-    longest_allowed = seq if seq is not None else getattr(args, "max_length", None if args is not None else DEFAULT_LENGTH)
+    longest_allowed = (
+        seq if seq is not None else getattr(args, "max_length", None if args is not None else DEFAULT_LENGTH)
+    )
     lengths = tuple(lengths_of(dataset)) if dataset is not None else ()
     if longest_allowed is not None:
         lengths = tuple(min(one, int(longest_allowed)) for one in lengths)
@@ -84,9 +86,7 @@ def _positive(name: str, value: Any) -> int:
     return value
 
 
-def _length(
-    allowed: Any, lengths: tuple[int, ...], notes: list[str], *, exact: bool, packing: bool
-) -> int:
+def _length(allowed: Any, lengths: tuple[int, ...], notes: list[str], *, exact: bool, packing: bool) -> int:
     if exact or (packing and allowed is not None):
         return _positive("seq", allowed)
     if lengths:
@@ -166,9 +166,7 @@ def _checkpointing(args: Any, program: Program) -> dict[str, Any] | None:
     return {key: value for key, value in (options or {}).items() if key != "selective"}
 
 
-def _dtype(
-    chosen: str | None, args: Any, source: Source, program: Program, *, full: bool, notes: list[str]
-) -> str:
+def _dtype(chosen: str | None, args: Any, source: Source, program: Program, *, full: bool, notes: list[str]) -> str:
     initial = (getattr(args, "model_init_kwargs", None) or {}).get("dtype")
     name = chosen or (str(initial).removeprefix("torch.") if initial is not None else None)
     if name in {None, "auto"}:

@@ -15,7 +15,20 @@ from nbkit.memory.tracker import KINDS, Key, Tally
 
 # Every decoder layer of these is built alike; of others the layers are compared on a skeleton first.
 _UNIFORM = frozenset(
-    {"llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "phi3", "gpt_neox", "falcon", "stablelm", "mixtral", "granite"}
+    {
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "gemma",
+        "phi",
+        "phi3",
+        "gpt_neox",
+        "falcon",
+        "stablelm",
+        "mixtral",
+        "granite",
+    }
 )
 # Settings that make layers differ even in those.
 _UNEVEN = ("mlp_only_layers", "first_k_dense_replace", "no_rope_layers")

@@ -109,6 +109,41 @@ class Alone:
             quantised="4-bit" if step.method == "qlora" else "",
         )
 
+    @classmethod
+    def from_parts(
+        cls,
+        parts: Mapping[str, float],
+        *,
+        trainable: int,
+        frozen: int,
+        layers: int,
+        layer_gib: float,
+        ends_gib: float,
+        trained_bytes: float = 2,
+        quantised: Literal["", "4-bit", "8-bit"] = "",
+    ) -> Alone:
+        """From the parts of a Prediction (GiB by name) and the counts that they do not carry."""
+        trained = trainable / GIB
+
+        def gib(*names: str) -> float:
+            return sum(parts.get(name, 0.0) for name in names)
+
+        return cls(
+            trainable=trainable,
+            frozen=frozen,
+            frozen_gib=max(0.0, gib("weights", "adapters") - trained * trained_bytes),
+            activations_gib=gib("activations", "inputs"),
+            passing_gib=gib("recomputed and in flight", "optimizer workspace", "cuBLAS workspace"),
+            loss_gib=gib("logits and loss"),
+            layers=layers,
+            layer_gib=layer_gib,
+            ends_gib=ends_gib,
+            trained_bytes=trained_bytes,
+            gradient_bytes=trained_bytes,
+            state_bytes=gib("optimizer states") / trained if trained else 0.0,
+            quantised=quantised,
+        )
+
 
 @dataclass(frozen=True)
 class How:

@@ -69,19 +69,38 @@ def build(wanted: Wanted, layers: int | None, program: Program) -> Fake:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     config = truncated(wanted.config, layers)
+    adapted = wanted.peft_config is not None and program.model_code == "transformers"
     with quiet(), torch.device("meta"):
-        model = _skeleton(wanted, config, program)
-        if wanted.quantization_config is not None:
-            _quantise(model, wanted.quantization_config, head=program.head_quantised)
-        adapted = wanted.peft_config is not None
-        if adapted:
-            model = _adapt(model, wanted.peft_config)
+        if program.model_code == "litgpt":
+            model = _litgpt(wanted, config)
+        else:
+            model = _skeleton(wanted, config, program)
+            if wanted.quantization_config is not None:
+                _quantise(model, wanted.quantization_config, head=program.head_quantised)
+            if adapted:
+                model = _adapt(model, wanted.peft_config)
     mode = FakeTensorMode()
     with quiet():
         _adapter_formats(model, program, quantised=wanted.quantization_config is not None)
         _to_fake(model, mode, wanted.quantization_config, getattr(torch, wanted.dtype))
     model.train()
     return Fake(model, mode, adapted, wanted.quantization_config is not None)
+
+
+def _litgpt(wanted: Wanted, config: Any) -> Any:
+    """LitGPT's model; Fabric's bitsandbytes plugin quantises every linear map, the head among them."""
+    import torch
+
+    from nbkit.memory.litgpt import Gpt
+
+    model = Gpt(config, wanted.peft_config).to(getattr(torch, wanted.dtype))
+    if wanted.quantization_config is not None:
+        from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+
+        model = replace_with_bnb_linear(
+            model, modules_to_not_convert=[], quantization_config=wanted.quantization_config
+        )
+    return model
 
 
 def layers_of(wanted: Wanted) -> list[Any]:
@@ -279,14 +298,14 @@ def _eight_bit(module: Any, weight: Any, mode: Any) -> Any:
     return parameter
 
 
-def constants(model: Any) -> Iterator[Any]:
-    """Tensors that belong to quantised weights but are no parameters."""
-    for module in model.modules():
+def constants(model: Any) -> Iterator[tuple[str, Any]]:
+    """Tensors that belong to quantised weights but are no parameters, with their module's path."""
+    for path, module in model.named_modules():
         state = getattr(getattr(module, "weight", None), "quant_state", None)
         if state is not None:
-            yield from (one for one in (state.absmax, state.code, state.offset) if one is not None)
-            if state.state2 is not None:
-                yield from (state.state2.absmax, state.state2.code)
+            found = [state.absmax, state.code, state.offset]
+            found += [state.state2.absmax, state.state2.code] if state.state2 is not None else []
+            yield from ((path, one) for one in found if one is not None)
         scale = getattr(getattr(module, "state", None), "SCB", None)
         if scale is not None:
-            yield scale
+            yield path, scale

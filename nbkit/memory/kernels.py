@@ -94,7 +94,7 @@ def stand_ins(tracker: Any, *, device: str, scored: float = 1.0) -> dict[str, Ca
 
 
 def _outliers(hidden: Any) -> int:
-    return max(1, round(hidden.shape[-1] * OUTLIER_SHARE))
+    return max(1, round(int(hidden.shape[-1]) * OUTLIER_SHARE))
 
 
 @contextlib.contextmanager
@@ -128,6 +128,28 @@ def as_on(device: str) -> Iterator[tuple[str, ...]]:
     finally:
         for module, name, value in before:
             setattr(module, name, value)
+
+
+def keep_inputs_of_4bit(model: Any) -> None:
+    """bitsandbytes before 0.43.2 put the input of each 4-bit map on the node, where it lived till the graph died."""
+    import torch
+
+    class Kept(torch.autograd.Function):  # type: ignore[misc] # torch is not typed here
+        @staticmethod
+        def forward(ctx: Any, out: Any, hidden: Any) -> Any:
+            ctx.hidden = hidden  # an attribute, not save_for_backward: as MatMul4Bit.forward had it
+            return out.view_as(out)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Any) -> tuple[Any, None]:
+            return grad, None
+
+    def hook(module: Any, args: Any, out: Any) -> Any:
+        return Kept.apply(out, args[0])
+
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.register_forward_hook(hook)
 
 
 def _nothing(*_: Any, **__: Any) -> None:

@@ -10,8 +10,11 @@ from nbkit.memory.program import Program
 PAGED_NUMEL = 100_000  # bitsandbytes pages states of at least so many elements (optim/optimizer.py, get_state_buffer)
 
 
-def make(program: Program, model: Any, args: Any = None) -> Any:
-    """An optimizer over the model's trainable parameters, as the program would make it.
+def make(program: Program, model: Any, args: Any = None, mode: Any = None) -> Any:
+    """An optimizer over the model's trainable parameters, as the program would make it; call it outside of `mode`.
+
+    Args:
+        mode: The fake mode of the parameters: tables that the optimizer makes are turned into fakes of it.
 
     Raises: NbkitError when transformers' Trainer would refuse the optimizer too.
     """
@@ -26,7 +29,7 @@ def make(program: Program, model: Any, args: Any = None) -> Any:
             parameters, lr=1e-5, foreach=kind == "adamw foreach", fused=True if kind == "adamw fused" else None
         )
     if kind == "other":
-        return _transformers(parameters, model, args)
+        return _on_fakes(_transformers(parameters, model, args), mode)
     import bitsandbytes
 
     bits = 8 if kind.endswith("8-bit") else 32
@@ -35,6 +38,13 @@ def make(program: Program, model: Any, args: Any = None) -> Any:
         for module in model.modules():
             if isinstance(module, torch.nn.Embedding):
                 optimizer.mng.register_module_override(module, "weight", {"optim_bits": 32})
+    return _on_fakes(optimizer, mode)
+
+
+def _on_fakes(optimizer: Any, mode: Any) -> Any:
+    tables = getattr(optimizer, "name2qmap", {})
+    for name in list(tables) if mode is not None else ():
+        tables[name] = mode.from_tensor(tables[name])
     return optimizer
 
 

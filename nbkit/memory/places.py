@@ -76,7 +76,8 @@ class Places:
         return known
 
     def _read(self, path: str) -> tuple[str, int, tuple[str, ...], bool]:
-        layer, positions = -1, ("",)
+        layer = -1
+        positions: tuple[str, ...] = ("",)
         shown = path
         if self.list_path and path.startswith(self.list_path + "."):
             rest = path[len(self.list_path) + 1 :]
@@ -88,6 +89,10 @@ class Places:
             )  # a layer in the middle has none: its peaks lie between those of the ends
         in_head = bool(self._head) and (path == self._head or path.startswith(self._head + "."))
         return shown.removeprefix("base_model.model."), layer, positions, in_head
+
+    def layer_of(self, path: str) -> int:
+        """Number of the decoder layer that holds a parameter of that name, -1 for none."""
+        return self._read(path)[1]
 
     @property
     def module(self) -> str:

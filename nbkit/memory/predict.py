@@ -73,7 +73,7 @@ class Prediction:
     seq: int
     program: Program
     trace: Trace | None = field(default=None, repr=False, compare=False)
-    trace_at: Callable[[int, int], Trace] | None = field(default=None, repr=False, compare=False)
+    trace_at: Callable[[int, int], Trace | None] | None = field(default=None, repr=False, compare=False)
 
     def fits(self, room_gib: float) -> Literal["yes", "tight", "no"]:
         """Into that much memory. yes: the high end fits; tight: only the low end; no: not even that."""

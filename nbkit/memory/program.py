@@ -14,7 +14,15 @@ from nbkit.errors import NbkitError
 
 Loss = Literal["trl fused", "plain", "chunked"]
 Optimizer = Literal[
-    "adamw", "adamw foreach", "adamw fused", "adamw 8-bit", "adamw 32-bit", "adamw paged", "adamw paged 8-bit", "sgd", "other"
+    "adamw",
+    "adamw foreach",
+    "adamw fused",
+    "adamw 8-bit",
+    "adamw 32-bit",
+    "adamw paged",
+    "adamw paged 8-bit",
+    "sgd",
+    "other",
 ]
 Attention = Literal["sdpa", "eager", "flash"]
 Held = Literal["no", "backward", "next"]
@@ -40,6 +48,7 @@ class Program:
         autocast: Format of automatic mixed precision, or None where the loop uses none.
         adapter_dtype: Format of the trained adapters; None leaves what PEFT made (float32).
         casts_quantised_adapters: Adapters on quantised weights become bfloat16 (TRL).
+        model_code: Whose modules run: transformers', or LitGPT's as nbkit.memory.litgpt rebuilds them.
         attention: The kernel of attention.
         head_quantised: 4-bit loading quantises the output head too (LitGPT); transformers leaves it in 16 bit.
         untied: Embedding and head are two matrices even where the config ties them.
@@ -63,6 +72,7 @@ class Program:
     autocast: Literal["bfloat16", "float16"] | None = None
     adapter_dtype: Literal["bfloat16", "float16", "float32"] | None = None
     casts_quantised_adapters: bool = False
+    model_code: Literal["transformers", "litgpt"] = "transformers"
     attention: Attention = "sdpa"
     head_quantised: bool = False
     untied: bool = False
@@ -139,10 +149,10 @@ class Program:
 
     @classmethod
     def litgpt(cls, **habits: Any) -> Program:
-        """LitGPT's finetune scripts, their model approximated by transformers'."""
+        """LitGPT's finetune scripts, their model rebuilt (nbkit.memory.litgpt)."""
         kept: dict[str, Any] = {
-            "name": "litgpt", "loss": "chunked", "chunk": 128, "chunked_head": True, "optimizer": "adamw foreach",
-            "adapter_dtype": "bfloat16", "untied": True, "head_quantised": True, "exact": False, "bar": 0.15, **habits,
+            "name": "litgpt", "model_code": "litgpt", "optimizer": "adamw foreach", "holds_outputs": "next",
+            "head_quantised": True, "untied": True, "exact": False, "bar": 0.1, **habits,
         }  # fmt: skip
         return cls(**kept)
 

@@ -122,7 +122,6 @@ def schedule(
     rows = list(lengths)
     rng.shuffle(rows)
     padded = sorted(max(rows[i : i + batch]) for i in range(0, len(rows), batch))
-    padded[-1] = max(lengths)
     if len(padded) > steps:
         padded = (
             [padded[round(i * (len(padded) - 1) / (steps - 1))] for i in range(steps)] if steps > 1 else padded[-1:]

@@ -11,6 +11,10 @@ from nbkit.errors import ModelError
 Targets = Literal["all-linear", "attention"]
 
 
+# Families whose MLP has no gate: the sums below would be wrong by half (+50 % on Phi-1.5's published runs).
+UNGATED = frozenset({"phi", "gpt_neox", "starcoder2", "nemotron"})
+
+
 @dataclass(frozen=True)
 class Shape:
     """A dense Llama-like decoder: RMSNorm, grouped-query attention, gated MLP. All counts, no bytes.
@@ -72,9 +76,15 @@ class Shape:
     def from_config(cls, config: Any, name: str = "") -> Shape:
         """Read a transformers config object (LlamaConfig, Qwen2Config, MistralConfig and their like).
 
-        Raises: ModelError for a mixture of experts or a config without these numbers: the formula does not cover them.
+        Raises: ModelError for a mixture of experts, an MLP of two matrices, or a config without these numbers: the
+            formula does not cover them.
         """
         kind = getattr(config, "model_type", type(config).__name__)
+        if kind in UNGATED:
+            raise ModelError(
+                f"{kind} has an MLP of two matrices; the memory formula covers gated ones (Llama, Mistral, Qwen2) only.",
+                hint="nbkit.predict runs the step itself on fake tensors, for any architecture of transformers",
+            )
         if any(getattr(config, key, None) for key in ("num_local_experts", "num_experts", "n_routed_experts")):
             raise ModelError(
                 f"{kind} is a mixture of experts; the memory formula covers dense decoders only.",

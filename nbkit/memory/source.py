@@ -71,9 +71,7 @@ def _from_config(config: Any, name: str, *, notes: tuple[str, ...] = ()) -> Sour
     quantization = getattr(config, "quantization_config", None)
     if isinstance(quantization, dict):
         quantization, notes = _stored_quantization(quantization, notes)
-    return Source(
-        name, text, _dtype_name(dtype), task, quantization_config=quantization, notes=notes
-    )
+    return Source(name, text, _dtype_name(dtype), task, quantization_config=quantization, notes=notes)
 
 
 def _stored_quantization(stored: dict[str, Any], notes: tuple[str, ...]) -> tuple[Any, tuple[str, ...]]:
@@ -82,7 +80,10 @@ def _stored_quantization(stored: dict[str, Any], notes: tuple[str, ...]) -> tupl
         from transformers import BitsAndBytesConfig
 
         return BitsAndBytesConfig.from_dict({k: v for k, v in stored.items() if k != "quant_method"}), notes
-    return None, (*notes, f"Its weights are stored with {method or 'an unknown'} quantisation; they are counted in 16 bit.")
+    return None, (
+        *notes,
+        f"Its weights are stored with {method or 'an unknown'} quantisation; they are counted in 16 bit.",
+    )
 
 
 def _dtype_name(dtype: Any) -> str | None:

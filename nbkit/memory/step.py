@@ -43,13 +43,14 @@ class Ran:
     Attributes:
         tally: Peaks and, when traced, events of the steady step.
         first: Events of the first step, when traced.
+        resident: (bytes, layer) of each tensor that is there before the first step; layer -1 outside of them.
         paged: Optimizer states in managed memory; they are counted in the tally and must be taken out.
         params, trained: Counts.
     """
 
     tally: Tally
     first: Tally
-    resident: tuple[int, ...]
+    resident: tuple[tuple[int, int], ...]
     paged: int
     params: int
     trained: int
@@ -71,14 +72,15 @@ def run(job: Job, layers: int | None, *, edge: int = 2, trace: bool = False) -> 
     places = Places(model, edge)
     tracker = Tracker(places, block=BLOCK if job.device == "cuda" else 64, vocab=_vocab(job.wanted.config))
     tracker.stand_ins = kernels.stand_ins(tracker, device=job.device, scored=job.scored)
-    tracker.tracing = trace
     resident = _adopt(model, tracker)
+    tracker.tracing = trace
     try:
+        with fake.quiet():
+            optimizer = optimizers.make(program, model, job.args, mode=built.mode)
         with fake.quiet(), kernels.as_on(job.device) as doubts, built.mode, tracker:
-            optimizer = optimizers.make(program, model, job.args)
             stepper = _Stepper(model, job, optimizer, tracker)
             if trace or program.holds_outputs == "next" or program.optimizer_in_backward:
-                stepper.step(1)
+                stepper.step(2 if job.accumulates and trace else 1)
             else:
                 stepper.warm_up()
             first, tracker.tally = tracker.tally, Tally()
@@ -94,7 +96,6 @@ def run(job: Job, layers: int | None, *, edge: int = 2, trace: bool = False) -> 
         ) from error
     finally:
         places.close()
-        stepper = optimizer = None
     params, trained = _counts(model)
     return Ran(tracker.tally, first, resident, paged, params, trained, doubts)
 
@@ -112,17 +113,21 @@ def _counts(model: Any) -> tuple[int, int]:
     return params, trained
 
 
-def _adopt(model: Any, tracker: Tracker) -> tuple[int, ...]:
+def _adopt(model: Any, tracker: Tracker) -> tuple[tuple[int, int], ...]:
     sizes = []
-    adapters = hasattr(model, "peft_config")
-    tensors = [("adapters" if adapters and one.requires_grad else "weights", one) for one in model.parameters()]
-    tensors += [("weights", one) for one in (*model.buffers(), *fake.constants(model))]
-    for kind, tensor in tensors:
-        before = tracker.live
-        tracker.adopt(tensor, kind)
+    trains = {True: "adapters" if _has_adapters(model) else "weights", False: "weights"}
+    tensors = [(path, trains[one.requires_grad], one) for path, one in model.named_parameters()]
+    tensors += [(path, "weights", one) for path, one in (*model.named_buffers(), *fake.constants(model))]
+    for path, kind, tensor in tensors:
+        before, layer = tracker.live, tracker.places.layer_of(path)
+        tracker.adopt(tensor, kind, layer)
         if tracker.live > before:
-            sizes.append(tensor.untyped_storage().nbytes())
+            sizes.append((tensor.untyped_storage().nbytes(), layer))
     return tuple(sizes)
+
+
+def _has_adapters(model: Any) -> bool:
+    return any(not one.requires_grad for one in model.parameters())
 
 
 def _prepare(model: Any, job: Job, *, adapted: bool) -> None:
@@ -136,7 +141,11 @@ def _prepare(model: Any, job: Job, *, adapted: bool) -> None:
             config = getattr(module, "config", None)
             if config is not None and hasattr(config, "_attn_implementation"):
                 config._attn_implementation = "nbkit_flash"  # noqa: SLF001
-    if job.checkpointing is not None:
+    if program.extra_4bit_copy:
+        kernels.keep_inputs_of_4bit(model)
+    if program.model_code == "litgpt":
+        model.gradient_checkpointing = job.checkpointing is not None
+    elif job.checkpointing is not None:
         options = dict(job.checkpointing)
         extra = {name: options.pop(name) for name in ("every_n_layers", "offload") if name in options}
         options.setdefault("use_reentrant", False)
@@ -148,7 +157,7 @@ def _prepare(model: Any, job: Job, *, adapted: bool) -> None:
         if adapted and program.input_grads:
             model.enable_input_require_grads()
     base = model.get_base_model() if adapted else model
-    if program.loss == "trl fused" and job.wanted.task == "causal":
+    if _fused(job):
         from trl.trainer.utils import add_fused_lm_head
 
         add_fused_lm_head(base, outputs=("log_probs", "entropy", "is_top1"))
@@ -167,12 +176,18 @@ def _prepare(model: Any, job: Job, *, adapted: bool) -> None:
             model.forward = convert_outputs_to_fp32(mixed)
 
 
+def _fused(job: Job) -> bool:
+    program = job.program
+    return program.loss == "trl fused" and job.wanted.task == "causal" and program.model_code == "transformers"
+
+
 class _Stepper:
     """The loop of the program."""
 
     def __init__(self, model: Any, job: Job, optimizer: Any, tracker: Tracker) -> None:
         self.model, self.job, self.optimizer, self.tracker = model, job, optimizer, tracker
         self.held: Any = None
+        self.held_loss: Any = None
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(self._has_grad)
@@ -215,6 +230,8 @@ class _Stepper:
         outputs, loss = self._forward(inputs)
         if held != "no":
             self.held = outputs
+        if held == "next":
+            self.held_loss = loss  # the name is bound till the next loss: with it the nodes of the graph live on
         del outputs, inputs
         tracker.phase, tracker.places.backward = "backward", True
         loss.backward()
@@ -239,7 +256,13 @@ class _Stepper:
 
     def _forward(self, inputs: dict[str, Any]) -> tuple[Any, Any]:
         program = self.job.program
-        if program.loss == "trl fused" and self.job.wanted.task == "causal":
+        if program.model_code == "litgpt":
+            from nbkit.memory import litgpt
+
+            logits = litgpt.logits(self.model, inputs["input_ids"])
+            self.held = logits
+            return logits, litgpt.loss(logits, inputs["input_ids"])
+        if _fused(self.job):
             outputs = self.model(**inputs, use_cache=False, fused_lm_head=True)
             per_token = -outputs.log_probs
             return outputs, per_token.sum() / inputs["labels"].numel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -52,12 +53,17 @@ class _Block:
     key: int
     size: int
     kind: int
+    layer: int
     ref: Any = None
 
 
 @dataclass
 class Moment:
-    """An event for the allocator's replay, with the layer that was at work (-1: none)."""
+    """An event for the allocator's replay.
+
+    Attributes:
+        layer: That was at work, -1 for none; in the optimizer, the layer whose parameter is stepped.
+    """
 
     key: int
     size: int
@@ -117,24 +123,38 @@ class Tracker(TorchDispatchMode):  # type: ignore[misc] # torch is not typed her
         name = func._schema.name  # noqa: SLF001 - the one cheap way to an operator's name
         stand_in = self.stand_ins.get(name)
         self.places.note_node()
-        if stand_in is not None:
-            out = stand_in(func, args, kwargs or {})
-        else:
-            out = func(*args, **(kwargs or {}))
-        self._see(out, name)
+        options = kwargs or {}
+        out = func(*args, **options) if stand_in is None else stand_in(func, args, options)
+        self._see(out, name, args)
         return out
 
-    def _see(self, out: Any, name: str) -> None:
+    def _see(self, out: Any, name: str, args: Sequence[Any]) -> None:
         import torch
 
+        leaves = (out,) if isinstance(out, torch.Tensor) else tree_leaves(out)
+        stepped = self._stepped(args, len(leaves)) if self.tracing and self.phase == "optimizer" else ()
         new = False
-        for leaf in (out,) if isinstance(out, torch.Tensor) else tree_leaves(out):
+        for index, leaf in enumerate(leaves):
             if isinstance(leaf, torch.Tensor):
-                new |= self._count(leaf)
+                new |= self._count(leaf, layer=stepped[index] if stepped else None)
         if self.recording and new:
             self._mark(name)
 
-    def _count(self, tensor: Any, kind: str | None = None) -> bool:
+    def _stepped(self, args: Sequence[Any], count: int) -> list[int]:
+        """Whose parameters an operator of the optimizer works on: for each of its outputs a layer."""
+        import torch
+
+        def layer(tensor: Any) -> int:
+            block = self._blocks.get(tensor.untyped_storage()._cdata)  # noqa: SLF001
+            return block.layer if block is not None else -1
+
+        for arg in args:
+            if isinstance(arg, (list, tuple)) and len(arg) == count and isinstance(arg[0], torch.Tensor):
+                return [layer(one) for one in arg]
+        found = max((layer(one) for one in tree_leaves(args) if isinstance(one, torch.Tensor)), default=-1)
+        return [found] * count
+
+    def _count(self, tensor: Any, kind: str | None = None, layer: int | None = None) -> bool:
         storage = tensor.untyped_storage()
         address = storage._cdata  # noqa: SLF001 - the identity of the C++ storage
         if address in self._blocks:
@@ -146,15 +166,18 @@ class Tracker(TorchDispatchMode):  # type: ignore[misc] # torch is not typed her
                 (tensor.dim() > 1 and tensor.shape[-1] == self.vocab) or self.places.in_head
             ):
                 kind = "logits and loss"
-        block = _Block(self._next, size, KINDS.index(kind))
+        block = _Block(self._next, size, KINDS.index(kind), self.places.layer if layer is None else layer)
         self._next += 1
-        block.ref = weakref.ref(storage, lambda _, address=address: self._free(address))
+        block.ref = weakref.ref(storage, functools.partial(self._died, address))
         self._blocks[address] = block
         self.live += size
         self.parts[block.kind] += size
         if self.tracing and size:
-            self.tally.moments.append(Moment(block.key, storage.nbytes(), self.phase, self.places.layer))
+            self.tally.moments.append(Moment(block.key, storage.nbytes(), self.phase, block.layer))
         return True
+
+    def _died(self, address: int, _: Any) -> None:
+        self._free(address)
 
     def _free(self, address: int) -> None:
         block = self._blocks.pop(address, None)
@@ -163,7 +186,8 @@ class Tracker(TorchDispatchMode):  # type: ignore[misc] # torch is not typed her
         self.live -= block.size
         self.parts[block.kind] -= block.size
         if self.tracing and block.size:
-            self.tally.moments.append(Moment(block.key, 0, self.phase, self.places.layer))
+            layer = block.layer if self.phase == "optimizer" else self.places.layer
+            self.tally.moments.append(Moment(block.key, 0, self.phase, layer))
 
     def _mark(self, name: str) -> None:
         for position in self.places.positions:
@@ -181,15 +205,11 @@ class Tracker(TorchDispatchMode):  # type: ignore[misc] # torch is not typed her
         if self.recording:
             self._mark(name)
 
-    def adopt(self, tensor: Any, kind: str) -> None:
+    def adopt(self, tensor: Any, kind: str, layer: int | None = None) -> None:
         """Count a tensor that was there before, or say what kind one is that was counted already."""
-        if self._count(tensor, kind):
+        if self._count(tensor, kind, layer):
             return
         block = self._blocks[tensor.untyped_storage()._cdata]  # noqa: SLF001
         self.parts[block.kind] -= block.size
         block.kind = KINDS.index(kind)
         self.parts[block.kind] += block.size
-
-    def key_of(self, tensor: Any) -> int:
-        """Under which key the trace knows the tensor's storage."""
-        return self._blocks[tensor.untyped_storage()._cdata].key  # noqa: SLF001

@@ -155,8 +155,7 @@ def last(path: Path, most: int = 16_384) -> list[dict[str, Any]]:
         start = max(0, path.stat().st_size - most)
     except FileNotFoundError:
         return []
-    rows = Tail(path, start).read()
-    return rows  # a first line cut by the offset is no JSON and was left out
+    return Tail(path, start).read()  # a first line cut by the offset is no JSON and is left out
 
 
 def join(rows: list[dict[str, Any]], new: list[dict[str, Any]]) -> None:

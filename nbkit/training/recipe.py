@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nbkit.redact import redacted
+from nbkit.redact import HIDDEN, redacted
 
 _FINGERPRINT_ROWS = 1000
 # They name this run or this machine, not the method: two runs that differ only here are one recipe.
@@ -36,7 +36,8 @@ def recipe(trainer: Any) -> dict[str, Any]:
     found.update(_quantization(trainer.model))
     found.update(_adapter(trainer.model))
     found.update(_arguments(trainer.args))
-    return dict(redacted(found))
+    # A hidden token is left out: `***` would be sent to the hub as one.
+    return {key: value for key, value in redacted(found).items() if value != HIDDEN}
 
 
 def to_yaml(values: dict[str, Any]) -> str:

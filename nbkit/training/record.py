@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import re
@@ -52,6 +53,7 @@ class Recorder:
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._work, name=f"record {path.name}", daemon=True)
         self._thread.start()
+        atexit.register(self._lines.try_flush)
 
     def row(self, step: int, values: dict[str, Any]) -> None:
         """Note one row of metrics. A value that is not finite is written as null and named under `nonfinite`."""
@@ -94,6 +96,14 @@ class Recorder:
         if not self.status.active:
             self.close()
 
+    def hand_over(self, pid: int) -> None:
+        """Say that another process, `pid`, writes this run from now on; what follows is its own to say."""
+        with self._lock:
+            self.status = replace(
+                self.status, pid=pid, process_started=process_started(pid), doing="starting its process"
+            )
+            self._write_status(durable=True)
+
     def flush(self) -> None:
         """Write now what was noted.
 
@@ -108,6 +118,7 @@ class Recorder:
             if threading.current_thread() is not self._thread:
                 self._thread.join(5.0)
         self._lines.close()
+        atexit.unregister(self._lines.try_flush)
 
     def _take_step(self) -> None:
         seen, self._seen = self._seen, None

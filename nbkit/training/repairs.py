@@ -60,6 +60,30 @@ def _is_sft(trainer: Any) -> bool:
     return any(kind.__name__ == "SFTTrainer" for kind in type(trainer).__mro__)
 
 
+class _Secret(str):
+    """A token that serves as one and is pickled as nothing: every plain `training_args.bin` holds the arguments."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, ("",)
+
+    def __copy__(self) -> _Secret:
+        return self
+
+    def __deepcopy__(self, _memo: Any) -> _Secret:
+        return self
+
+
+def unsaved_token(trainer: Any) -> str:
+    """Keep `hub_token` out of what `save_model` and a push to the hub write."""
+    token = trainer.args.hub_token
+    if not token or isinstance(token, _Secret):
+        return ""
+    trainer.args.hub_token = _Secret(token)
+    return "hub_token kept out of saved arguments"
+
+
 def mend(trainer: Any) -> list[str]:
     """All of the above; returns a line for each that changed something.
 
@@ -73,5 +97,6 @@ def mend(trainer: Any) -> list[str]:
         fp32_adapters(trainer),
         one_row_a_step(trainer),
         score_trained_tokens_only(trainer),
+        unsaved_token(trainer),
     ]
     return [line for line in done if line]

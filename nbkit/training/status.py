@@ -71,7 +71,7 @@ def _why_gone(path: Path, status: Status) -> str:
 
 
 def _hint(path: Path) -> str:
-    if (path / "launch").is_dir():
+    if (path / "run.log").is_file():
         return (
             'nbkit.start(trainer, resume="auto", detach=True) goes on from the last checkpoint; run.log has its output'
         )
@@ -103,4 +103,4 @@ def gone(status: Any) -> bool:
     """True when the process that wrote `status` runs no more; False where that cannot be seen (another machine)."""
     if status.host != socket.gethostname():
         return False
-    return abs(process_started(status.pid) - status.process_started) > 1.0
+    return bool(abs(process_started(status.pid) - status.process_started) > 1.0)

@@ -22,7 +22,7 @@ const PANELS = [
   { key: "loss", title: "loss", main: true },
   { key: "rate", title: "learning rate", column: RATE, zero: true },
   { key: "gradient", title: "gradient norm", column: GRADIENT },
-  { key: "speed", title: "tokens/s", column: SPEED, zero: true },
+  { key: "speed", title: "tokens/s", column: SPEED, zero: true, cap: 3 },  // times the median: one odd step flattens nothing
   { key: "memory", title: "memory", load: 2, zero: true },
   { key: "percent", title: "utilisation", load: 1, zero: true },
 ];
@@ -99,17 +99,17 @@ export class Store {
   take(message) {
     this.heard = Date.now();
     const { history, n = this.n } = message;
+    const old = !history && message.n != null && n <= this.n;  // seen before, or a sign of life
     if (history) this.clear(history.run);
-    else if (message.n != null && n <= this.n) return true;
     const complete = history || n <= this.n + 1 || this.n < 0;
-    this.n = n;
-    const { rows = [], evals = [], loads = [], samples = [], head, machine, back } = history || message;
+    this.n = Math.max(n, history ? n : this.n);
+    const { rows = [], evals = [], loads = [], samples = [], head, machine, back } = old ? {} : history || message;
     if (back != null) for (const name of ["rows", "evals", "loads"]) this[name] = this[name].filter((row) => row[0] < back);
     for (const [name, fresh] of Object.entries({ rows, evals, loads })) this.append(name, fresh);
     this.samples.push(...samples);
     Object.assign(this.head, head);
     Object.assign(this.machine, machine);
-    for (const view of this.views) view.changed(message);
+    for (const view of this.views) view.changed(old ? {} : message);
     return Boolean(complete);
   }
 
@@ -339,7 +339,7 @@ class View {
         : small(panel.load ? during.map((load) => [load[0], load[panel.load]]) : pick(panel.column));
       const none = ENDED.has(head.state) ? "nothing recorded" : panel.load ? "a reading comes each second" : "waiting for the first step";
       const limit = machine.gpu ? { memory: machine.total, percent: 100 }[panel.key] : null;
-      paint(this.panels[panel.key].canvas, { lines, span, limit, none, axis: panel.main, zero: panel.zero, log: panel.main && this.log,
+      paint(this.panels[panel.key].canvas, { lines, span, limit, none, axis: panel.main, zero: panel.zero, cap: panel.cap, log: panel.main && this.log,
         hover: this.hover, ink: style.color, paper: color("paper"), font: style.fontFamily });
     }
   }
@@ -367,11 +367,11 @@ class View {
 }
 
 // Where a value stands: the scale of one chart, or null when there is nothing to show.
-function scaled(lines, span, { zero, log, limit }, right, bottom) {
-  let low = Infinity, high = -Infinity;
-  for (const { points } of lines) for (const [, value] of points)
-    if (value != null && (!log || value > 0)) { low = Math.min(low, value); high = Math.max(high, value); }
-  if (low > high) return null;
+function scaled(lines, span, { zero, log, limit, cap }, right, bottom) {
+  const values = lines.flatMap(({ points }) => points.map(([, value]) => value)).filter((value) => value != null && (!log || value > 0));
+  if (!values.length) return null;
+  values.sort((a, b) => a - b);
+  let low = values[0], high = Math.min(values.at(-1), cap ? cap * values[values.length >> 1] : Infinity);
   if (zero) low = Math.min(0, low);
   if (limit) high = Math.max(limit, high);
   const room = (high - low || Math.abs(high) || 1) * 0.06;
@@ -379,7 +379,7 @@ function scaled(lines, span, { zero, log, limit }, right, bottom) {
   else [low, high] = [zero && low >= 0 ? low : low - room, high + room];
   const bend = log ? Math.log : (value) => value, base = bend(low), reach = bend(high) - base || 1;
   return { low, high, x: (step) => LEFT + ((step - span[0]) / (span[1] - span[0])) * (right - LEFT),
-    y: (value) => bottom - ((bend(value) - base) / reach) * (bottom - TOP) };
+    y: (value) => Math.max(0, bottom - ((bend(value) - base) / reach) * (bottom - TOP)) };
 }
 
 function paint(canvas, options) {

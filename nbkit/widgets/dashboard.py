@@ -73,6 +73,12 @@ class Dashboard(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no 
                 self.send({"n": self._sent, **message})
         return self.feed.status.active
 
+    def say(self, text: str) -> None:
+        """A sentence beside the buttons, where what the run is doing stands."""
+        with self._sending:
+            self._sent += 1
+            self.send({"n": self._sent, "head": {"doing": text}})
+
     def pump(self, ended: Callable[[], None], unseen: Callable[[], bool] = lambda: False) -> threading.Thread:
         """Refresh five times a second from a daemon thread until the run has ended, then call `ended`.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nbkit.training import Run
+from nbkit.training.lines import Tail
 from nbkit.training.status import Status, recorded
 from nbkit.widgets.head import Head, clock, gib, number
 from nbkit.widgets.series import RING, Load, Row, Series, short, thinned_loads
@@ -66,11 +67,10 @@ class Feed:
         self.machine: dict[str, Any] = {}
         self.peak_gib: float | None = None
         self.head: Head | None = None
+        self._status_seen, self._checked = _changed(run), time.monotonic()
         self.status: Status = run.status
         self._lock = threading.RLock()
         self._metrics, self._system, self._samples = (run.tail(name) for name in ("metrics", "system", "samples"))
-        self._status_seen = 0
-        self._checked = 0.0
         self._answers: dict[int, str] = {}
 
     def poll(self) -> Delta:
@@ -101,9 +101,8 @@ class Feed:
 
     def _read_status(self) -> None:
         """The recorded status when the file changed; now and then what can be seen of its process, too."""
-        try:
-            seen = (self.run.path / "status.json").stat().st_mtime_ns
-        except OSError:
+        seen = _changed(self.run)
+        if not seen:
             return  # moved or removed: the last known state stays
         now = time.monotonic()
         if self.status.active and now - self._checked > _LIVENESS_EVERY_S:
@@ -116,7 +115,7 @@ class Feed:
     def _read_rows(self, delta: Delta) -> None:
         window = min(_SMOOTH_MOST, max(_SMOOTH_LEAST, self.status.max_steps / 40))
         evals, last = len(self.series.evals), self.series.last
-        for raw in self._metrics.read():
+        for raw in _fresh(self._metrics):
             back = self.series.add(raw, window)
             if back is not None:
                 delta.back = back if delta.back is None else min(back, delta.back)
@@ -128,7 +127,7 @@ class Feed:
         delta.evals = self.series.evals[evals:]
 
     def _read_loads(self, delta: Delta) -> None:
-        for raw in self._system.read():
+        for raw in _fresh(self._system):
             if not self.machine:
                 self.machine = delta.machine = _machine(raw)
             gpu = self.machine["gpu"]
@@ -145,7 +144,7 @@ class Feed:
             self.loads = thinned_loads(self.loads, RING)
 
     def _read_samples(self, delta: Delta) -> None:
-        for raw in self._samples.read():
+        for raw in _fresh(self._samples):
             step, index, text = raw.get("step"), raw.get("index"), raw.get("text")
             if not isinstance(step, int) or not isinstance(index, int) or not isinstance(text, str):
                 continue
@@ -187,6 +186,23 @@ class Feed:
             return ""
         total = self.machine.get("total")
         return gib(self.loads[-1].gib) + (f"/{gib(total)}" if total else "")
+
+
+def _fresh(tail: Tail) -> list[dict[str, Any]]:
+    """What is new, after one `stat` where nothing is; and no larger a buffer than is needed."""
+    try:
+        size = tail.path.stat().st_size
+    except OSError:
+        return []
+    return [] if size == tail.offset else tail.read(size - tail.offset if size > tail.offset else size)
+
+
+def _changed(run: Run) -> int:
+    """When the status was written, in nanoseconds; 0 when it is not there."""
+    try:
+        return (run.path / "status.json").stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def sample_message(sample: Sample) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from nbkit.widgets.picture import WIDTH, picture
 from nbkit.widgets.summary import Record, record, samples_html, summary
 
 MOST_BYTES = 25_000  # of the image as it stands in the notebook
-_POINTS = (320, 260, 210, 170, 130, 90, 60, 30)
+_POINTS = (320, 280, 240, 210, 180, 150, 120, 90, 60, 30)
 _ADDRESS = "data:image/svg+xml;base64,"
 _IMAGE = re.compile(re.escape(_ADDRESS) + r"([A-Za-z0-9+/=]+)")
 _METADATA = re.compile(r'<metadata id="nbkit-run">(.*?)</metadata>', re.DOTALL)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -42,7 +42,7 @@ class Head:
 
     def since(self, before: Head | None) -> dict[str, Any]:
         """The fields that changed, all of them for the first time."""
-        now = asdict(self)
+        now = dict(vars(self))
         return now if before is None else {key: value for key, value in now.items() if value != getattr(before, key)}
 
 

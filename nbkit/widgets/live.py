@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nbkit import training
 from nbkit.display import in_notebook, mode
 from nbkit.training import Run, latest
+from nbkit.training.samples import NEW_TOKENS, Prompt
 from nbkit.widgets.feed import Feed
 from nbkit.widgets.frozen import Frozen
 from nbkit.widgets.idle import Idle
@@ -19,9 +21,17 @@ _PICTURE_EVERY_S = 0.5
 _UNSEEN_S = 15.0  # of an idle kernel, without a word from a page: JupyterLab takes about one second
 
 
-def start(trainer: Any, *, name: str = "", resume: str | Path | Run | None = None) -> Run:
+def start(
+    trainer: Any,
+    *,
+    name: str = "",
+    resume: str | Path | Run | None = None,
+    samples: Sequence[Prompt] = (),
+    sample_tokens: int = NEW_TOKENS,
+    detach: bool = False,
+) -> Run:
     """`training.start`, with a live view in the cell that started it; the cell returns at once."""
-    run = training.start(trainer, name=name, resume=resume)
+    run = training.start(trainer, name=name, resume=resume, samples=samples, sample_tokens=sample_tokens, detach=detach)
     _say_notes(run)
     if run.status.active:
         watch(run)
@@ -71,9 +81,10 @@ def _show_dashboard(feed: Feed) -> None:
         """Put the picture in the widget's place, so that the notebook needs no kernel to show it."""
         idle.close()
         handle.update(Frozen(feed))
-        # A page that was reloaded does not know the output's id: there the widget stays, and says how the run ended.
         if dashboard.pages < 2:
             dashboard.close()
+        else:  # a page that was reloaded does not know the output's id: there the widget stays
+            dashboard.say("to keep this result in the notebook: nbkit.watch() in a cell")
 
     def unseen() -> bool:
         """True when no page has answered in all the time that it could: this front end shows no widgets."""

@@ -15,6 +15,7 @@ from nbkit.widgets.series import Row
 
 WIDTH, HEIGHT = 880, 408
 _OVERLAID = 6  # colours; a seventh run takes the first again
+_DOTS = 40  # evaluations drawn
 _NOTHING = number(None)
 _LOG_FROM = 50  # a loss that falls by more is drawn on a logarithmic scale
 _LIGHT = {
@@ -123,6 +124,7 @@ class _Small(NamedTuple):
     points: list[tuple[float, float]]
     zero: bool = True
     roof: float | None = None
+    cap: float | None = None
 
 
 def _charts(feed: Feed, most: int) -> list[str]:
@@ -131,7 +133,7 @@ def _charts(feed: Feed, most: int) -> list[str]:
     few = max(24, most // 2)
     span = _span(rows, series.evals)
     train, smooth = _column(rows, "loss", most), _column(rows, "smooth", few * 2)
-    evals = [(float(step), value) for step, value in series.evals][-few:]
+    evals = spaced([(float(step), value) for step, value in series.evals], _DOTS)
     positive = [value for _, value in (*train, *evals) if value > 0]
     log = bool(positive) and max(positive) / min(positive) > _LOG_FROM
     gpu, total = feed.machine.get("gpu", False), feed.machine.get("total")
@@ -148,7 +150,7 @@ def _charts(feed: Feed, most: int) -> list[str]:
     small = [
         _Small("learning rate", number(last.rate if last else None), _column(rows, "rate", few)),
         _Small("gradient norm", number(last.gradient if last else None), _column(rows, "gradient", few), zero=False),
-        _Small(speed, number(last.speed if last else None), _column(rows, "speed", few)),
+        _Small(speed, number(last.speed if last else None), _column(rows, "speed", few), cap=3.0),
         _Small("GPU memory" if gpu else "RAM", used, spaced(memory, few), roof=total if gpu else None),
         _Small("GPU" if gpu else "CPU", busy, spaced(percent, few), roof=100.0 if gpu else None),
     ]
@@ -165,7 +167,7 @@ def _charts(feed: Feed, most: int) -> list[str]:
     for (x, y), panel in zip(grid, small, strict=True):
         curve = [Line(panel.points, "q", fill=panel.zero)]
         parts.append(_titled(x, y, width, panel.title, escape(panel.value)))
-        parts.append(chart(Box(x, y + 18, width, 86), curve, span, zero=panel.zero, roof=panel.roof))
+        parts.append(chart(Box(x, y + 18, width, 86), curve, span, zero=panel.zero, roof=panel.roof, cap=panel.cap))
     return parts
 
 

@@ -86,6 +86,7 @@ def chart(
     zero: bool = False,
     log: bool = False,
     roof: float | None = None,
+    cap: float | None = None,
     axis: bool = False,
 ) -> str:
     """SVG of one chart, without its title.
@@ -94,6 +95,7 @@ def chart(
         span: First and last step.
         zero: The scale starts at nought.
         roof: A value that the scale reaches, such as 100 % or all of the memory.
+        cap: The scale ends at so many times the median, so that one odd value flattens nothing.
         axis: With steps below.
     """
     values = [y for line in lines for _, y in line.points if not log or y > 0]
@@ -101,6 +103,9 @@ def chart(
     if not values:
         middle = f'x="{(box.x + LEFT + right) / 2:.0f}" y="{(box.y + bottom) / 2:.0f}"'
         return f'<text class="d m" {middle}>nothing recorded</text>'
+    if cap is not None:
+        most = cap * sorted(values)[len(values) // 2]
+        values = [min(value, most) for value in values]
     low, high = _limits(values, zero=zero, log=log, roof=roof)
     bend = math.log10 if log else float
     base, reach = bend(low), (bend(high) - bend(low)) or 1.0
@@ -109,7 +114,7 @@ def chart(
         return box.x + LEFT + (right - box.x - LEFT) * (step - span[0]) / ((span[1] - span[0]) or 1.0)
 
     def y(value: float) -> float:
-        return bottom - (bottom - box.y - TOP) * (bend(max(value, low)) - base) / reach
+        return bottom - (bottom - box.y - TOP) * (bend(min(max(value, low), high)) - base) / reach
 
     marks = log_ticks(low, high) if log else ticks(low, high, 5 if axis else 3)
     gap = marks[1] - marks[0] if len(marks) > 1 else abs(marks[0]) or 1.0

@@ -12,6 +12,7 @@ from nbkit.display import Table
 from nbkit.redact import redacted
 from nbkit.widgets.feed import Feed, Sample
 from nbkit.widgets.head import gib, number
+from nbkit.widgets.plot import spaced
 from nbkit.widgets.series import short, thinned
 
 VERSION = 1
@@ -59,10 +60,11 @@ class Record:
 
 
 def record(feed: Feed, points: int = 2000) -> Record:
-    """`feed` in small, with at most about `points` rows."""
+    """`feed` in small, with about `points` rows."""
     rows = thinned(feed.series.rows, points)
     columns = {name: [getattr(row, name) for row in rows] for name in _COLUMNS}
-    return Record(feed.run.id, facts(feed), _recipe(feed), columns, feed.series.evals[-points:])
+    evals = [(int(step), loss) for step, loss in spaced(feed.series.evals, max(20, points // 2))]
+    return Record(feed.run.id, facts(feed), _recipe(feed), columns, evals)
 
 
 def facts(feed: Feed) -> dict[str, Any]:

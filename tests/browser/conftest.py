@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-LIMIT_S = 120
+LIMIT_S = 180
 # When even that does not end a test: the process ends here, and server, kernels and Chromium end with it.
-HARD_LIMIT_S = 240
+HARD_LIMIT_S = 300
+COLAB = pytest.StashKey["Path | str"]()  # its Python, or why there is none
 
 
 def missing() -> str:
@@ -41,6 +42,17 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+def pytest_collection_finish(session):
+    """Make Colab's environment before the first test: it may take longer than a test should."""
+    if not missing() and any("colab" in getattr(item, "fixturenames", ()) for item in session.items):
+        from tools import overlay
+
+        try:
+            session.config.stash[COLAB] = overlay.python("colab")
+        except overlay.CannotMakeError as error:
+            session.config.stash[COLAB] = str(error).splitlines()[0]
+
+
 @pytest.fixture(autouse=True)
 def _limit():
     """The signal of pytest-timeout is not seen while C code waits; this is."""
@@ -54,15 +66,27 @@ def lab(tmp_path_factory):
     """The server; kernel `nbkit` is this Python."""
     from tools.lab import lab as serve
 
-    with serve(tmp_path_factory.mktemp("lab"), {"nbkit": Path(sys.executable)}, [HERE]) as server:
+    with serve(tmp_path_factory.mktemp("lab"), [HERE]) as server:
         yield server
+
+
+@pytest.fixture
+def colab(lab, request):
+    """The name of a kernel with Colab's versions; skips where they cannot be installed."""
+    python = request.config.stash[COLAB]
+    if isinstance(python, str):
+        pytest.skip(f"needs an index of packages for requirements/colab.txt: {python}")
+    return lab.add_colab_kernel(python)
 
 
 @pytest.fixture(scope="module")
 def chrome():
     """The browser; this thread's event loop ends with it."""
+    from playwright.sync_api import expect
+
     from tools.page import chromium
 
+    expect.set_options(timeout=60_000)
     with chromium() as browser:
         yield browser
     assert asyncio._get_running_loop() is None

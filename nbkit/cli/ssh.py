@@ -1,0 +1,122 @@
+"""Verbs about hosts: which there are, which key they have, and a port of one made local."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from nbkit.cli._base import json_option
+
+_HOST = "HOST is an alias from ~/.ssh/config, USER@HOST[:PORT] or ssh://USER@HOST:PORT."
+
+
+@click.command(
+    help=f"Trust a host's key, named by its fingerprint.\n\n{_HOST} Without FINGERPRINT, shows the key and the line that "
+    "trusts it; compare it with what the host itself says (its console, its owner). A key that changed or was revoked is "
+    "refused, whatever is given.\n\n\b\nExamples:\n  nbkit trust gpu-box\n  nbkit trust gpu-box SHA256:n7+...\n\n"
+    "Exit codes: 0 trusted, 4 not trusted."
+)
+@click.argument("host")
+@click.argument("fingerprint", required=False, default="")
+@click.option("-F", "config", type=click.Path(dir_okay=False), default=None, help="ssh_config in place of the user's.")
+@json_option
+def trust(host: str, fingerprint: str, config: str | None, as_json: bool) -> None:
+    from nbkit.ssh import trust as trust_host
+
+    seen = trust_host(host, fingerprint, config=config)
+    click.echo(json.dumps(seen.as_dict(), indent=2) if as_json else str(seen))
+    if not seen.written and seen.verdict.value != "ok":
+        sys.exit(4)
+
+
+@click.command(
+    help="Show the hosts of ~/.ssh/config: how each is reached, and with --try whether it lets us in.\n\n"
+    "Hosts with a wildcard stand for many and are left out.\n\n\b\nExamples:\n  nbkit hosts\n  nbkit hosts --try"
+)
+@click.option("--try", "connect", is_flag=True, help="Connect to each: round trip, or the reason why not.")
+@click.option("-F", "config", type=click.Path(dir_okay=False), default=None, help="ssh_config in place of the user's.")
+@json_option
+def hosts(connect: bool, config: str | None, as_json: bool) -> None:
+    from nbkit.ssh.hosts import table
+
+    found = table(config=config, connect=connect)
+    if as_json:
+        click.echo(json.dumps(found.as_dicts(), indent=2))
+    elif found.rows:
+        click.echo(str(found))
+    else:
+        click.echo("No hosts with a name of their own in ~/.ssh/config.", err=True)
+
+
+@click.command(
+    help=f"Open ports on 127.0.0.1 that reach ports or Unix sockets of a host, until Ctrl-C.\n\n{_HOST} The ports stay "
+    "bound while a lost link is made again. Only this user may connect to them (Linux).\n\n\b\nExamples:\n"
+    "  nbkit forward gpu-box -p 6006              TensorBoard there, on a free port here\n"
+    "  nbkit forward gpu-box -p 6006:16006        on port 16006 here\n"
+    "  nbkit forward gpu-box -p /run/user/1000/x.sock"
+)
+@click.argument("host")
+@click.option(
+    "-p",
+    "ports",
+    multiple=True,
+    required=True,
+    metavar="REMOTE[:LOCAL]",
+    help="A port or a socket's path; again for more.",
+)
+@click.option("-F", "config", type=click.Path(dir_okay=False), default=None, help="ssh_config in place of the user's.")
+@json_option
+def forward(host: str, ports: tuple[str, ...], config: str | None, as_json: bool) -> None:
+    import contextlib
+    import signal
+    import time
+
+    from nbkit.ssh import connect
+    from nbkit.ssh import forward as open_forward
+
+    wanted = [_remote(text) for text in ports]
+    with contextlib.ExitStack() as stack:
+        # SIGTERM ends it as Ctrl-C does: ports closed, threads gone.
+        before = signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        stack.callback(signal.signal, signal.SIGTERM, before)
+        session = stack.enter_context(connect(host, config=config))
+        forwards = [stack.enter_context(open_forward(session, remote, local)) for remote, local in wanted]
+        rows = [{"local": f"127.0.0.1:{f.local_port}", "port": f.local_port, "remote": f.remote} for f in forwards]
+        if as_json:
+            click.echo(json.dumps({"host": str(session.route.target), "forwards": rows}))
+        else:
+            for row in rows:
+                click.echo(f"http://{row['local']}  ->  {session.route.target}  {row['remote']}")
+            click.echo("Ctrl-C closes them; nothing of ours runs on the host.", err=True)
+        sys.stdout.flush()
+        alive = True
+        try:
+            while session.error is None:
+                time.sleep(0.5)
+                if session.alive != alive:
+                    alive = session.alive
+                    click.echo("The link is back." if alive else "The link is lost; connecting again.", err=True)
+        except KeyboardInterrupt:
+            click.echo("\nClosed.", err=True)
+            sys.exit(130)
+        raise session.error
+
+
+def _remote(text: str) -> tuple[int | str, int]:
+    """A port or path, and the local port or 0.
+
+    Raises: BadParameter.
+    """
+    remote, colon, local = text.rpartition(":") if text.rpartition(":")[2].isdigit() and ":" in text else (text, "", "")
+    if colon and not remote:
+        raise click.BadParameter(f"{text!r} has no remote port", param_hint="-p")
+    if remote.startswith("/"):
+        return remote, int(local or 0)
+    if not remote.isdigit() or not 0 < int(remote) < 65536 or int(local or 0) > 65535:
+        raise click.BadParameter(f"{text!r} is not REMOTE[:LOCAL] with ports from 1 to 65535", param_hint="-p")
+    return int(remote), int(local or 0)
+
+
+VERBS = (trust, hosts, forward)

@@ -1,0 +1,14 @@
+"""Knows bytes: how to reach a host, whether to trust it, and a port of it made local. Nothing of Jupyter or training.
+
+`resolve(host)` says how, `connect(host)` opens a session, `forward(session, port)` brings a port here. paramiko is
+loaded when the first connection is made, not before.
+"""
+
+from nbkit.ssh.connect import connect
+from nbkit.ssh.forward import Forward, forward
+from nbkit.ssh.resolve import resolve
+from nbkit.ssh.route import Hop, Route
+from nbkit.ssh.session import Result, Session
+from nbkit.ssh.trust import Seen, trust
+
+__all__ = ["Forward", "Hop", "Result", "Route", "Seen", "Session", "connect", "forward", "resolve", "trust"]

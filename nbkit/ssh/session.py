@@ -1,0 +1,384 @@
+"""A session on a host: commands, channels, a sign of life; made again by itself where someone holds it open."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import shlex
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from nbkit.errors import AuthenticationError, HostKeyError, NbkitError, RemoteCommandError, UnreachableError
+from nbkit.ssh.keys import Ask, Keyring, Remember
+from nbkit.ssh.route import Route
+from nbkit.ssh.text import plain, said
+
+if TYPE_CHECKING:
+    from nbkit.ssh.engine import Engine
+
+_MOST_OUTPUT = 16 * 1024 * 1024
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 30.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left: exit status (128 + signal where a signal ended it), and its two outputs, as bytes."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def text(self) -> str:
+        """stdout as text, without the last newline."""
+        return self.stdout.decode("utf-8", "replace").rstrip("\n")
+
+
+class Session:
+    """A connection to `route.target`. A context manager; `close()` is idempotent.
+
+    Attributes:
+        route: The way here.
+        methods: What let us in at each hop.
+        error: Why the session is over for good; None while it lives or is being made again.
+    """
+
+    def __init__(self, route: Route, *, ask: Ask | None, timeout_s: float) -> None:
+        self.route = route
+        self.error: NbkitError | None = None
+        self.methods: list[str] = []
+        self._ask, self._timeout_s = Remember(ask) if ask else None, timeout_s
+        self._rings: dict[int, Keyring] = {}
+        self._engines: list[Engine] = []
+        self._state = threading.Condition()
+        self._closed = threading.Event()
+        self._holders = 0
+        self._supervisor: threading.Thread | None = None
+        self._changed: list[Callable[[], None]] = []
+        self._open()
+
+    # -- life
+
+    def _open(self) -> None:
+        from nbkit.ssh.connect import arrive_all
+
+        engines, methods = arrive_all(self.route, self._rings, self._ask, self._timeout_s)
+        with self._state:
+            self._engines, self.methods = engines, methods
+            gone = self._closed.is_set()
+            self._state.notify_all()
+        if gone:
+            self._drop(engines)
+            return
+        engines[-1].on_end(lambda: self._lost(engines))
+        self._tell()
+
+    def _lost(self, engines: list[Engine]) -> None:
+        """On the transport's thread: the connection ended."""
+        with self._state:
+            if self._engines is not engines:
+                return
+            if self._holders and not self._closed.is_set() and self.error is None:
+                self._supervise()
+            self._state.notify_all()
+        self._tell()
+
+    def _supervise(self) -> None:
+        if self._supervisor is None or not self._supervisor.is_alive():
+            self._supervisor = threading.Thread(target=self._come_back, name="nbkit-ssh-supervisor", daemon=True)
+            self._supervisor.start()
+
+    def _come_back(self) -> None:
+        """Connect again, with longer and longer pauses; never after a refusal, which would only get us banned."""
+        pause = _FIRST_PAUSE_S
+        while not self._closed.is_set():
+            self._drop(self._engines)
+            if self._ask:
+                self._ask.again()
+            try:
+                self._open()
+            except (AuthenticationError, HostKeyError) as error:
+                with self._state:
+                    self.error = error
+                    self._state.notify_all()
+                self._tell()
+                return
+            except NbkitError:
+                self._closed.wait(pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
+                continue
+            with self._state:
+                if self.alive or self._closed.is_set():
+                    self._supervisor = None
+                    return
+
+    @staticmethod
+    def _drop(engines: list[Engine]) -> None:
+        for engine in reversed(engines):
+            engine.give_up("closed here")
+
+    def hold(self, changed: Callable[[], None]) -> None:
+        """Have a lost connection made again until `release`; `changed` is called whenever it comes or goes."""
+        with self._state:
+            self._holders += 1
+            self._changed.append(changed)
+            if not self.alive and self.error is None and not self._closed.is_set():
+                self._supervise()
+
+    def release(self, changed: Callable[[], None]) -> None:
+        """The counterpart of `hold`."""
+        with self._state, contextlib.suppress(ValueError):
+            self._changed.remove(changed)
+            self._holders -= 1
+
+    def _tell(self) -> None:
+        for changed in list(self._changed):
+            changed()
+
+    @property
+    def alive(self) -> bool:
+        """True while the connection stands, as far as is known: a dead peer is noticed within 12 s."""
+        engines = self._engines
+        return bool(engines) and all(engine.active for engine in engines)
+
+    @property
+    def engine(self) -> Engine:
+        """The connection to the target.
+
+        Raises: UnreachableError when it is lost, or the error that ended the session for good.
+        """
+        if self.error is not None:
+            raise self.error
+        if not self.alive:
+            why = (
+                "it was closed"
+                if self._closed.is_set()
+                else next((e.lost for e in self._engines if e.lost), "it ended")
+            )
+            raise UnreachableError(
+                f"The connection to {self.route.target} is lost: {why}.",
+                hint="connect again; nbkit forwards do it alone",
+            )
+        return self._engines[-1]
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until the connection stands; False when it does not within `timeout_s`, or never will."""
+        with self._state:
+            self._state.wait_for(
+                lambda: self.alive or self._closed.is_set() or self.error is not None, timeout=timeout_s
+            )
+        return self.alive
+
+    def close(self) -> None:
+        """End the connection, and every attempt to make it again."""
+        self._closed.set()
+        with self._state:
+            engines, supervisor = self._engines, self._supervisor
+            self._state.notify_all()
+        self._drop(engines)
+        for engine in engines:
+            if engine is not threading.current_thread():
+                engine.join(timeout=5)
+        if supervisor is not None and supervisor is not threading.current_thread():
+            supervisor.join(timeout=self._timeout_s)
+        self._tell()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        """One line for a person."""
+        return f"Session({self.route}, {'alive' if self.alive else 'lost'})"
+
+    # -- facts
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """How the connection is secured and reached, for a record or `--json`."""
+        from nbkit.ssh.connect import host_key
+
+        engine = self.engine
+        key = host_key(engine)
+        return {
+            "route": [str(hop) for hop in self.route.hops], "login": self.methods, "cipher": engine.local_cipher,
+            "host_key": f"{key.type} {key.fingerprint}", "server": plain(engine.remote_version, 100),
+            "strict_kex": engine.agreed_on_strict_kex, "source": self.route.source,
+        }  # fmt: skip
+
+    def round_trip(self, timeout_s: float = 10.0) -> float:
+        """Seconds for a request to the host and its answer.
+
+        Raises: UnreachableError.
+        """
+        try:
+            return self.engine.round_trip(timeout_s)
+        except NbkitError:
+            raise
+        except Exception as error:
+            raise UnreachableError(
+                f"{self.route.target} does not answer: {plain(str(error))}.", hint="check the network"
+            ) from error
+
+    # -- channels and commands
+
+    def open_channel(self, kind: str, extra: bytes = b"", *, timeout_s: float = 20.0) -> Any:
+        """A channel of any kind, with the fields of its open message after the window; see direct_tcp, direct_unix.
+
+        Raises: UnreachableError; RemoteCommandError where the server refuses the channel.
+        """
+        from paramiko.ssh_exception import ChannelException
+
+        try:
+            return self.engine.open_wait(kind, extra, timeout_s=timeout_s)
+        except NbkitError:
+            raise
+        except ChannelException as error:
+            raise RemoteCommandError(
+                f"{self.route.target} does not open a {kind} channel: {said(error)}.",
+                hint="sshd says the same when nothing listens there and when forwarding is switched off",
+            ) from error
+        except Exception as error:
+            raise UnreachableError(
+                f"{self.route.target} opened no channel: {plain(str(error))}.", hint="check the network"
+            ) from error
+
+    def run(
+        self,
+        command: Sequence[str] | str,
+        *,
+        input: bytes = b"",  # noqa: A002 - subprocess.run's own word
+        timeout_s: float = 60.0,
+        limit: int = _MOST_OUTPUT,
+    ) -> Result:
+        """Run a command on the host and wait for it.
+
+        Args:
+            command: Words, each quoted so that it arrives as it is; or one string for the login shell, as it is.
+                Both are seen by `ps` there: a secret goes into `input`.
+            input: For its stdin, which is closed after it.
+            limit: Bytes of stdout and stderr together.
+
+        Raises: RemoteCommandError when it does not end within `timeout_s` or says more than `limit`; UnreachableError.
+        """
+        line = command if isinstance(command, str) else shlex.join(command)
+        if "\0" in line:
+            raise RemoteCommandError("A command with a NUL character cannot be run.", hint="remove it", exit_code=2)
+        end = time.monotonic() + timeout_s
+        stream = self.open_channel("session", timeout_s=min(timeout_s, 20.0))
+        try:
+            return self._run(stream, line, input, end, timeout_s, limit)
+        finally:
+            stream.close()
+
+    def _run(self, stream: Any, line: str, content: bytes, end: float, timeout_s: float, limit: int) -> Result:
+        shown = plain(line, 80)
+        feeder: threading.Thread | None = None
+        try:
+            stream.settimeout(timeout_s)
+            stream.exec_command(line)
+            if content:
+                feeder = threading.Thread(target=_feed, args=(stream, content), name="nbkit-ssh-stdin", daemon=True)
+                feeder.start()
+            else:
+                stream.send_eof()
+            out, err = _collect(stream, end, limit)
+        except TimeoutError as error:
+            raise RemoteCommandError(
+                f"{shown!r} did not end within {timeout_s:g} s on {self.route.target}.",
+                hint="give it more time, or look there; it may still be running",
+            ) from error
+        except _TooMuchError as error:
+            raise RemoteCommandError(
+                f"{shown!r} says more than {limit} bytes.", hint="write to a file there"
+            ) from error
+        except Exception as error:
+            raise UnreachableError(
+                f"The connection to {self.route.target} broke while {shown!r} ran: {plain(str(error))}.",
+                hint="connect again; the command may still be running there",
+            ) from error
+        finally:
+            if feeder is not None:
+                stream.close()
+                feeder.join(timeout=5)
+        if stream.exit_status < 0 and not stream.exit_signal and not stream.engine.active:
+            raise UnreachableError(
+                f"The connection to {self.route.target} broke while {shown!r} ran.",
+                hint="connect again; the command may still be running there",
+            )
+        return Result(_status(stream), out, err)
+
+
+class _TooMuchError(Exception):
+    """The command said more than the caller takes."""
+
+
+def _collect(stream: Any, end: float, limit: int) -> tuple[bytes, bytes]:
+    """stdout and stderr of a command, until both end and its status is known.
+
+    Raises: TimeoutError, _TooMuchError.
+    """
+    out, err = bytearray(), bytearray()
+    wake = threading.Event()
+    stream.in_buffer.set_event(wake)
+    stream.in_stderr_buffer.set_event(wake)
+    while True:
+        over = stream.eof_received or stream.closed
+        wake.clear()
+        while stream.recv_ready():
+            out += stream.recv(65536)
+        while stream.recv_stderr_ready():
+            err += stream.recv_stderr(65536)
+        if len(out) + len(err) > limit:
+            raise _TooMuchError
+        if over:
+            break
+        if time.monotonic() > end:
+            raise TimeoutError
+        wake.wait(0.05)
+    if not stream.status_event.wait(max(0.1, end - time.monotonic())):
+        raise TimeoutError
+    return bytes(out), bytes(err)
+
+
+def _status(stream: Any) -> int:
+    if stream.exit_signal:
+        import signal
+
+        number = getattr(signal, f"SIG{stream.exit_signal}", None)
+        return 128 + int(number) if number else 255
+    return int(stream.exit_status) if stream.exit_status >= 0 else 255
+
+
+def _feed(stream: Any, content: bytes) -> None:
+    with contextlib.suppress(Exception):  # the command may end before it has read all: its own business
+        view = memoryview(content)
+        while view:
+            sent = stream.send(view[:30000])
+            if not sent:
+                return
+            view = view[sent:]
+        stream.send_eof()
+
+
+def _string(value: str | bytes) -> bytes:
+    data = value.encode() if isinstance(value, str) else value
+    return len(data).to_bytes(4) + data
+
+
+def direct_tcp(host: str, port: int) -> bytes:
+    """The open message of `direct-tcpip`: a TCP connection from the host onwards (RFC 4254, section 7.2)."""
+    return _string(host) + port.to_bytes(4) + _string("127.0.0.1") + (0).to_bytes(4)
+
+
+def direct_unix(path: str) -> bytes:
+    """The open message of `direct-streamlocal@openssh.com`: a Unix socket on the host (OpenSSH PROTOCOL, section 2.4)."""
+    return _string(path) + _string("") + (0).to_bytes(4)

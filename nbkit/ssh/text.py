@@ -1,0 +1,28 @@
+"""What a server says, made harmless: no control character reaches a terminal, a notebook or a log."""
+
+from __future__ import annotations
+
+import unicodedata
+
+
+def said(error: BaseException) -> str:
+    """The text of an error, harmless; a refused channel's own words come without paramiko's wrapping."""
+    return plain(str(getattr(error, "text", "") or error)) or type(error).__name__
+
+
+def plain(text: str | bytes, limit: int = 1000, *, lines: bool = False) -> str:
+    """`text` with control and direction characters shown as `\\x1b` or `\\u202e`, cut to `limit` characters.
+
+    `lines=True` leaves newlines and tabs.
+    """
+    if isinstance(text, bytes):
+        text = text[: limit * 4].decode("utf-8", "replace")
+    shown = []
+    for c in text[:limit]:
+        if lines and c in "\n\t":
+            shown.append(c)
+        elif unicodedata.category(c) in {"Cc", "Cf", "Zl", "Zp", "Cs"}:
+            shown.append(c.encode("unicode_escape", "surrogatepass").decode())
+        else:
+            shown.append(c)
+    return "".join(shown) + ("…" if len(text) > limit else "")

@@ -1,0 +1,268 @@
+"""Packets on the wire: paramiko's packet layer with its own buffering, bounded sizes and a short way for AES-GCM.
+
+Stock paramiko reads a packet in two to four system calls and copies it six times. Here one read takes what the kernel
+has, and a packet is decrypted straight out of it. Every other cipher goes paramiko's own way, over the same buffer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from cryptography.exceptions import InvalidTag
+from paramiko.message import Message
+from paramiko.packet import NeedRekeyException, Packetizer
+from paramiko.ssh_exception import SSHException
+
+_READ_BYTES = 256 * 1024
+_LARGEST_PACKET = 256 * 1024  # OpenSSH's PACKET_MAX_SIZE
+_LONGEST_LINE = 8192  # of the version banner
+_TAG = 16
+_CHANNEL_DATA = 94
+_DATA_HEAD = 10  # padding length, message number, channel, length
+_BLOCK = 16
+
+
+class ChannelData:
+    """A packet of channel data, read in place: paramiko's Message would copy it three times.
+
+    Attributes:
+        seqno: Its number, as paramiko has it on every message.
+    """
+
+    __slots__ = ("_end", "_plain", "seqno")
+
+    def __init__(self, plain: bytes, end: int) -> None:
+        if end < _DATA_HEAD or int.from_bytes(plain[6:10]) != end - _DATA_HEAD:
+            raise SSHException("A packet of channel data has a wrong length")
+        self._plain, self._end, self.seqno = plain, end, 0
+
+    def get_int(self) -> int:
+        """The channel's number; what paramiko asks for first."""
+        return int.from_bytes(self._plain[2:6])
+
+    def get_binary(self) -> memoryview:
+        """The data."""
+        return memoryview(self._plain)[_DATA_HEAD : self._end]
+
+
+class Wire(Packetizer):  # type: ignore[misc]  # paramiko is not typed
+    """What paramiko's Transport reads and writes packets with.
+
+    Attributes:
+        heard: Raised at each read that brought bytes; a peer that says nothing leaves it as it is.
+        banner_text: Lines that the server sent before its version, cut short.
+    """
+
+    # paramiko asks for new keys each 512 MB, and a channel that closes meanwhile can stop its thread for ever. AES-GCM
+    # is good for 2**32 blocks of 16 bytes (64 GiB, where OpenSSH rekeys); half of that is ours.
+    REKEY_BYTES = 2**35
+    REKEY_PACKETS = 2**31
+
+    def __init__(self, sock: Any) -> None:
+        super().__init__(sock)
+        self._socket = sock
+        self._buffer = b""
+        self._at = 0
+        self.heard = 0
+        self.banner_text = ""
+        self._open_engine: Any = None
+        self._open_iv: tuple[bytes, int] = (b"", 0)
+        self._seal_engine: Any = None
+        self._seal_iv: tuple[bytes, int] = (b"", 0)
+        self._seal_lock = threading.Lock()
+        self._in_number = self._in_bytes = self._in_packets = self._out_bytes = self._out_packets = 0
+
+    # -- reading
+
+    def _fill(self, n: int, *, check_rekey: bool = False) -> None:
+        """Have at least `n` unread bytes.
+
+        Raises: EOFError when the socket ended or was closed, or the handshake took too long.
+        """
+        while len(self._buffer) - self._at < n:
+            if self.handshake_timed_out():
+                raise EOFError
+            try:
+                more = self._socket.recv(_READ_BYTES)
+            except TimeoutError:
+                if self.closed:
+                    raise EOFError from None
+                if check_rekey and self._at == len(self._buffer) and self.need_rekey():
+                    raise NeedRekeyException from None
+                continue
+            except OSError:
+                if self.closed:
+                    raise EOFError from None
+                raise
+            if not more:
+                raise EOFError
+            self.heard += 1
+            self._buffer = more if self._at == len(self._buffer) else self._buffer[self._at :] + more
+            self._at = 0
+
+    def read_all(self, n: int, check_rekey: bool = False) -> bytes:
+        """`n` bytes; paramiko's own reading of packets comes through here."""
+        if n > _LARGEST_PACKET + 1024 or n < 0:
+            raise SSHException(f"The server announced a packet of {n} bytes; the limit is {_LARGEST_PACKET}")
+        self._fill(n, check_rekey=check_rekey)
+        taken = self._buffer[self._at : self._at + n]
+        self._at += n
+        return taken
+
+    def readline(self, timeout: float) -> str:
+        """A line of the version exchange, without its end.
+
+        Raises: TimeoutError, SSHException for a line that does not end.
+        """
+        end = time.monotonic() + timeout
+        while (stop := self._buffer.find(b"\n", self._at)) < 0:
+            have = len(self._buffer) - self._at
+            if have > _LONGEST_LINE:
+                raise SSHException(f"The server's banner has a line of more than {_LONGEST_LINE} bytes")
+            if time.monotonic() > end:
+                raise TimeoutError
+            self._more(end)
+        line = self._buffer[self._at : stop].rstrip(b"\r")
+        self._at = stop + 1
+        if len(line) > _LONGEST_LINE:
+            raise SSHException(f"The server's banner has a line of more than {_LONGEST_LINE} bytes")
+        text = line.decode("utf-8", "replace")
+        if not text.startswith("SSH-"):
+            self.banner_text = (self.banner_text + text + "\n")[:2000]
+        return text
+
+    def _more(self, end: float) -> None:
+        while True:
+            try:
+                more = self._socket.recv(4096)
+                break
+            except TimeoutError:
+                if self.closed:
+                    raise EOFError from None
+                if time.monotonic() > end:
+                    raise
+        if not more:
+            raise EOFError
+        self.heard += 1
+        self._buffer = self._buffer[self._at :] + more
+        self._at = 0
+
+    def read_message(self) -> tuple[int, Message | ChannelData]:
+        """The next packet: its number and the rest of it."""
+        if self._open_engine is None:
+            return super().read_message()  # type: ignore[no-any-return]  # same
+        self._fill(4, check_rekey=True)
+        header = self._buffer[self._at : self._at + 4]
+        size = int.from_bytes(header)
+        if size > _LARGEST_PACKET or size < _BLOCK or size % _BLOCK:
+            raise SSHException(f"The server announced a packet of {size} bytes; it is damaged or hostile")
+        whole = 4 + size + _TAG
+        self._fill(whole)
+        fixed, counter = self._open_iv
+        sealed = memoryview(self._buffer)[self._at + 4 : self._at + whole]
+        try:
+            plain = self._open_engine.decrypt(fixed + counter.to_bytes(8), sealed, header)
+        except InvalidTag as error:
+            raise SSHException("A packet was changed on its way (AES-GCM tag)") from error
+        self._open_iv = (fixed, (counter + 1) % 2**64)
+        self._at += whole
+        padding = plain[0]
+        if padding < 4 or padding + 2 > size:
+            raise SSHException("A packet has wrong padding")
+        self._in_bytes += whole
+        self._in_packets += 1
+        if not self.need_rekey() and (self._in_bytes >= self.REKEY_BYTES or self._in_packets >= self.REKEY_PACKETS):
+            self._trigger_rekey()
+        message = (
+            ChannelData(plain, size - padding) if plain[1] == _CHANNEL_DATA else Message(plain[2 : size - padding])
+        )
+        message.seqno = self._in_number
+        self._in_number = (self._in_number + 1) & 0xFFFFFFFF
+        return plain[1], message
+
+    def reset_seqno_in(self) -> None:
+        """Strict key exchange counts packets from nought again."""
+        super().reset_seqno_in()
+        self._in_number = 0
+
+    def set_inbound_cipher(self, block_engine: Any, *args: Any, **kwargs: Any) -> None:
+        """paramiko changes the keys it reads with."""
+        super().set_inbound_cipher(block_engine, *args, **kwargs)
+        self._open_engine = block_engine if kwargs.get("aead") else None
+        self._open_iv = _split_iv(kwargs.get("iv_in"))
+        self._in_bytes = self._in_packets = 0
+
+    # -- writing
+
+    def set_outbound_cipher(self, block_engine: Any, *args: Any, **kwargs: Any) -> None:
+        """paramiko changes the keys it writes with."""
+        super().set_outbound_cipher(block_engine, *args, **kwargs)
+        with self._seal_lock:
+            self._seal_engine = block_engine if kwargs.get("aead") else None
+            self._seal_iv = _split_iv(kwargs.get("iv_out"))
+            self._out_bytes = self._out_packets = 0
+
+    def send_message(self, data: Message) -> None:
+        """One packet."""
+        if self._seal_engine is None:
+            super().send_message(data)
+        else:
+            self.send_payloads([[data.asbytes()]])
+
+    def send_payloads(self, payloads: Sequence[Sequence[bytes | memoryview]]) -> None:
+        """Several packets, each in pieces, in one write; only while `fast`."""
+        with self._seal_lock:
+            fixed, counter = self._seal_iv
+            parts = []
+            for pieces in payloads:
+                size = sum(map(len, pieces)) + 1
+                padding = _BLOCK - size % _BLOCK
+                if padding < 4:
+                    padding += _BLOCK
+                header = (size + padding).to_bytes(4)
+                plain = b"".join((padding.to_bytes(1), *pieces, os.urandom(padding)))
+                parts += [header, self._seal_engine.encrypt(fixed + counter.to_bytes(8), plain, header)]
+                counter = (counter + 1) % 2**64
+            self._seal_iv = (fixed, counter)
+            out = b"".join(parts)
+            self.write_all(out)
+            self._out_bytes += len(out)
+            self._out_packets += len(payloads)
+        if not self.need_rekey() and (self._out_bytes >= self.REKEY_BYTES or self._out_packets >= self.REKEY_PACKETS):
+            self._trigger_rekey()
+
+    @property
+    def fast(self) -> bool:
+        """True while packets go the short way (AES-GCM)."""
+        return self._seal_engine is not None
+
+    def write_all(self, out: bytes) -> None:
+        """Write every byte, or EOFError when the socket is closed meanwhile."""
+        view = memoryview(out)
+        while view:
+            try:
+                view = view[self._socket.send(view) :]
+            except TimeoutError:
+                if self.closed:
+                    raise EOFError from None
+            except OSError as error:
+                raise EOFError from error
+
+    def close(self) -> None:
+        """Close the socket; wakes whoever reads or writes it (close alone does not)."""
+        sock = self._socket
+        if isinstance(sock, socket.socket):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        super().close()
+
+
+def _split_iv(iv: bytes | None) -> tuple[bytes, int]:
+    """The fixed part of a GCM nonce and the counter (RFC 5647, section 7.1)."""
+    return (iv[:4], int.from_bytes(iv[4:])) if iv else (b"", 0)

@@ -1,0 +1,1 @@
+"""Faults made on purpose, counted, beside what plain transformers does under the same ones."""

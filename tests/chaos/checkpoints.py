@@ -1,0 +1,319 @@
+"""Kill a training 200 times, fill its disk 50 times, tamper with 100 checkpoints: what is lost, and what is noticed.
+
+python -m tests.chaos.checkpoints [--kills 200] [--disk 50] [--tamper 100] [--peer 20] [--seed N] [--json]
+
+The same faults, fewer of them, are done to plain Trainer (--peer of each). Needs root for the disks (a small tmpfs is
+mounted for each point); without, that row says so. Every line of the table can be repeated by its seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nbkit.display import Table
+from tests.chaos import train
+
+
+@dataclass
+class Tally:
+    """What one kind of fault did to one trainer."""
+
+    fault: str
+    who: str
+    seed: int
+    tried: int = 0
+    unusable: int = 0  # the resume failed
+    most_lost: int = 0  # steps that were done and had to be done again
+    exact: int = 0  # resumed, and ended with the losses and weights of the undisturbed run
+    different: int = 0  # resumed, and ended otherwise without a word
+    skipped: str = ""
+    errors: dict[str, int] = field(default_factory=dict)
+
+    def count(self, resumed: dict[str, Any] | None, whole: dict[str, Any], done: int) -> None:
+        """Compare what the resumed run says with the undisturbed one; `done` steps had been done before the fault."""
+        self.tried += 1
+        if resumed is None or resumed["error"]:
+            self.unusable += 1
+            text = (resumed or {"error": "killed or silent"})["error"].splitlines()[0][:70]
+            self.errors[text] = self.errors.get(text, 0) + 1
+            return
+        begun = int(resumed["point"].rpartition("-")[2]) if resumed["point"] else 0
+        self.most_lost = max(self.most_lost, done - begun)
+        same = {step: loss for step, loss in resumed["losses"].items() if whole["losses"].get(step) != loss}
+        if resumed["model"] == whole["model"] and not same:
+            self.exact += 1
+        else:
+            self.different += 1
+
+
+class Chaos:
+    """All faults, from one seed."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder, self.seed = folder, seed
+        self.numbers = random.Random(seed)
+        self.whole = {run.__name__: self._undisturbed(run) for run in (train.ours, train.plain)}
+
+    def _undisturbed(self, run: Callable[..., None]) -> dict[str, Any]:
+        times = []
+        for _ in range(3):
+            root = self._root()
+            began = time.monotonic()
+            train.end(train.child(run, root))
+            times.append(time.monotonic() - began)
+            found = train.result(root)
+            if found is None or found["error"]:
+                raise RuntimeError(f"{run.__name__} does not even run undisturbed: {found}")
+            shutil.rmtree(root)
+        return {**found, "seconds": sorted(times)[1]}
+
+    def _root(self) -> Path:
+        return Path(tempfile.mkdtemp(dir=self.folder, prefix="run-"))
+
+    def kills(self, run: Callable[..., None], number: int) -> Tally:
+        """SIGKILL: every second one at a random moment, the others once a save is seen to be under way."""
+        tally = Tally("kill -9, half inside a save", run.__name__, self.seed)
+        whole = self.whole[run.__name__]
+        for index in range(number):
+            root = self._root()
+            pid = train.child(run, root)
+            if index % 2:
+                which, wait = self.numbers.randrange(1, 5), self.numbers.random() * 0.03
+                self._until_saving(root, pid, which)
+                time.sleep(wait)
+            else:
+                time.sleep(self.numbers.random() * whole["seconds"])
+            os.kill(pid, signal.SIGKILL)
+            train.end(pid)
+            done = _steps_done(root, run)
+            train.result(root)
+            tally.count(self._resumed(run, root), whole, done)
+            shutil.rmtree(root)
+        return tally
+
+    def _until_saving(self, root: Path, pid: int, which: int) -> None:
+        """Return as soon as the `which`-th save has begun to write, or the child has ended."""
+        until = time.monotonic() + 60
+        step = which * train.EVERY
+        while time.monotonic() < until:
+            for place in (*root.glob("*/checkpoints"), root / "plain"):
+                if any(f"checkpoint-{step}" in path.name for path in _listed(place)):
+                    return
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                return
+            time.sleep(0.001)
+
+    def _resumed(self, run: Callable[..., None], root: Path) -> dict[str, Any] | None:
+        train.end(train.child(run, root))
+        return train.result(root)
+
+    def disks(self, run: Callable[..., None], number: int) -> Tally:
+        """A disk of its own that is full at a random byte; then it gets room, and the run is resumed."""
+        tally = Tally("disk full", run.__name__, self.seed)
+        whole, size = self.whole[run.__name__], self._size_of_a_run(run)
+        for _ in range(number):
+            room = 40_000 + int(self.numbers.random() * size)
+            root = self._root()
+            try:
+                with _disk(root, room):
+                    inner = root / "in"
+                    inner.mkdir()
+                    # The look at the free space before each save would end every run here: this is the fault after it.
+                    train.end(train.child(_unwarned(run), inner))
+                    train.result(inner)
+                    done = _saved(inner, run)
+                    subprocess.run(["mount", "-o", "remount,size=256m", root], check=True, timeout=20)
+                    resumed = self._resumed(run, inner)
+                    tally.count(resumed, whole, done)
+            except PermissionError as error:
+                tally.skipped = str(error)
+                return tally
+            finally:
+                shutil.rmtree(root, ignore_errors=True)
+        return tally
+
+    def _size_of_a_run(self, run: Callable[..., None]) -> int:
+        root = self._root()
+        train.end(train.child(run, root))
+        train.result(root)
+        size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+        shutil.rmtree(root)
+        return size
+
+    def tampered(self, run: Callable[..., None], number: int) -> Tally:
+        """Of a run killed at its end, the newest checkpoint loses a file, has a bit flipped or is cut: it must be noticed.
+
+        Accepted silently is what resumes from it and ends otherwise than the undisturbed run; for nbkit also what resumes
+        from it at all.
+        """
+        tally = Tally("newest checkpoint tampered with", run.__name__, self.seed)
+        whole = self.whole[run.__name__]
+        source = self._killed(run)
+        for index in range(number):
+            root = self._root()
+            shutil.copytree(source, root, dirs_exist_ok=True)
+            newest = max(_checkpoints(root), key=lambda path: int(path.name.rpartition("-")[2]))
+            self._tamper(newest, ("missing", "flipped", "cut")[index % 3])
+            resumed = self._resumed(run, root)
+            tally.count(resumed, whole, int(newest.name.rpartition("-")[2]))
+            if run is train.ours and resumed and resumed["point"] == newest.name:
+                tally.exact -= 1
+                tally.different += 1
+            shutil.rmtree(root)
+        shutil.rmtree(source)
+        return tally
+
+    def _killed(self, run: Callable[..., None]) -> Path:
+        """A run killed once checkpoint 6 of 8 stands."""
+        while True:
+            root = self._root()
+            pid = train.child(run, root)
+            wanted = f"checkpoint-{train.STEPS - train.EVERY}"
+            until = time.monotonic() + 60
+            while time.monotonic() < until and not any(
+                path.name == wanted and (path / "trainer_state.json").is_file() for path in _checkpoints(root)
+            ):
+                time.sleep(0.001)
+            os.kill(pid, signal.SIGKILL)
+            train.end(pid)
+            train.result(root)
+            if {path.name for path in _checkpoints(root)} == {"checkpoint-4", wanted}:
+                return root
+            shutil.rmtree(root)
+
+    def _tamper(self, folder: Path, how: str) -> None:
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
+        file = self.numbers.choice(files)
+        content = bytearray(file.read_bytes())
+        if how == "missing":
+            file.unlink()
+        elif how == "flipped":
+            content[self.numbers.randrange(len(content))] ^= 1 << self.numbers.randrange(8)
+            file.write_bytes(content)
+        else:
+            file.write_bytes(content[: self.numbers.randrange(len(content))])
+
+
+def _unwarned(run: Callable[..., None]) -> Callable[..., None]:
+    def without_look(root: Path, **arguments: Any) -> None:
+        from nbkit.training import checkpoint
+
+        checkpoint.check_room = lambda *_: None
+        run(root, **arguments)
+
+    return without_look
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _checkpoints(root: Path) -> list[Path]:
+    found = [*root.glob("*/checkpoints/checkpoint-*"), *root.glob("plain/checkpoint-*")]
+    return [path for path in found if path.name.rpartition("-")[2].isdigit()]
+
+
+def _steps_done(root: Path, run: Callable[..., None]) -> int:
+    """Steps that the killed run had recorded; of plain Trainer only whole saves are known."""
+    if run is train.plain:
+        return _saved(root, run)
+    from nbkit.training import lines
+
+    rows = [row for file in root.glob("*/metrics.jsonl") for row in lines.read(file)]
+    return max((row["step"] for row in rows if "loss" in row), default=0)
+
+
+def _saved(root: Path, run: Callable[..., None]) -> int:
+    """The step of the last save that had ended."""
+    mark = "trainer_state.json" if run is train.plain else "MANIFEST.json"
+    return max((int(p.name.rpartition("-")[2]) for p in _checkpoints(root) if (p / mark).is_file()), default=0)
+
+
+@contextmanager
+def _disk(folder: Path, size: int) -> Iterator[None]:
+    """A tmpfs of `size` bytes at `folder`.
+
+    Raises: PermissionError without the right to mount.
+    """
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False, timeout=20).returncode:
+        raise PermissionError("not run: no right to mount a small disk (needs root)")
+    try:
+        yield
+    finally:
+        for _ in range(50):
+            if not subprocess.run(["umount", str(folder)], capture_output=True, check=False, timeout=20).returncode:
+                break
+            time.sleep(0.1)
+
+
+def table(tallies: list[Tally]) -> Table:
+    """One line a fault and trainer."""
+    rows = [
+        (
+            t.fault,
+            {"ours": "nbkit", "plain": "Trainer"}[t.who],
+            t.seed,
+            t.tried,
+            t.unusable,
+            t.most_lost,
+            t.exact,
+            t.different,
+        )
+        for t in tallies
+    ]
+    notes = [f"{t.fault}, {t.who}: {t.skipped}" for t in tallies if t.skipped]
+    notes += [f"{t.fault}, {t.who}: {n} x {text}" for t in tallies for text, n in t.errors.items()]
+    head = ["fault", "trainer", "seed", "tried", "unusable", "most steps lost", "bit-exact", "silently different"]
+    return Table(head, rows, f"{train.STEPS} steps, a save every {train.EVERY}", notes)
+
+
+def run(kills: int, disk: int, tamper: int, peer: int, seed: int) -> list[Tally]:
+    """All faults; `peer` of each kind for plain Trainer, at most as many as for nbkit."""
+    train.warm()
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        chaos = Chaos(Path(folder), seed)
+        tallies = []
+        for fault, number in ((chaos.kills, kills), (chaos.disks, disk), (chaos.tampered, tamper)):
+            for who, times in ((train.ours, number), (train.plain, min(peer, number))):
+                if times:
+                    tallies.append(fault(who, times))
+                    print(f"done: {tallies[-1].fault}, {who.__name__} x {times}", file=sys.stderr, flush=True)
+        return tallies
+
+
+def main() -> int:
+    """Print the table; 1 when nbkit lost or accepted what it must not."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--disk", type=int, default=50)
+    parser.add_argument("--tamper", type=int, default=100)
+    parser.add_argument("--peer", type=int, default=20, help="of each kind, for plain Trainer")
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    tallies = run(options.kills, options.disk, options.tamper, options.peer, options.seed)
+    print(json.dumps(table(tallies).as_dicts(), indent=2) if options.json else table(tallies))
+    bad = [t for t in tallies if t.who == "ours" and (t.unusable or t.different or t.most_lost > train.EVERY)]
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""One training in a forked child of a warm process: torch is imported once, and a kill takes only the child."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+STEPS, EVERY = 8, 2
+HERE = Path(__file__).resolve().parent.parent
+
+
+def warm() -> None:
+    """Load what every child needs, and start no thread of torch's: a fork would not have it."""
+    sys.path.insert(0, str(HERE))
+    import torch
+
+    torch.set_num_threads(1)
+    import little
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    import tempfile
+
+    import nbkit.training.worker  # noqa: F401 - loaded for the children
+
+    with tempfile.TemporaryDirectory() as folder:  # what a first training imports and compiles, no child has to
+        warmed = little.trainer(folder, max_steps=1, save_steps=1)
+        warmed.train()
+
+
+def trainer(folder: Path | str = "unused", **arguments: Any) -> Any:
+    """The trainer of all chaos: 8 steps of a Llama of 20,000 weights with attention dropout, a save every 2."""
+    import little
+
+    return little.trainer(folder, **{"max_steps": STEPS, "save_steps": EVERY, "save_total_limit": 2, **arguments})
+
+
+def ours(root: Path, **arguments: Any) -> None:
+    """nbkit's run in `root`, resumed where there is one; what happened goes to result.json."""
+    os.environ["NBKIT_RUNS"] = str(root)
+    from nbkit import training
+    from nbkit.training.run import Run
+
+    run: Run = training.start(trainer(**arguments), name="chaos", resume="auto")
+    finished = type(run) is Run  # no worker: the run was done before
+    error = ""
+    try:
+        run.wait(100)
+    except Exception as failure:
+        error = str(failure)
+    began = [event for event in run.events() if event["event"] in {"started", "resumed"}]
+    losses = {row["step"]: row["loss"] for row in run.metrics() if "loss" in row}
+    point = f"checkpoint-{STEPS}" if finished else began[-1]["checkpoint"]
+    _say(root, error, point, losses, run.path / "model" / "model.safetensors", began[-1]["notes"])
+
+
+def plain(root: Path, **arguments: Any) -> None:
+    """Plain Trainer in `root`, with resume_from_checkpoint=True where there is a checkpoint."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    made = trainer(root / "plain", logging_steps=1, save_strategy="steps", **arguments)
+    last = get_last_checkpoint(str(root / "plain")) if (root / "plain").is_dir() else None
+    error = ""
+    try:
+        made.train(resume_from_checkpoint=last)
+        made.save_model(str(root / "plain" / "model"))
+    except Exception as failure:
+        error = f"{type(failure).__name__}: {failure}"
+    losses = {row["step"]: row["loss"] for row in made.state.log_history if "loss" in row}
+    name = Path(last).name if last else None
+    _say(root, error, name, losses, root / "plain" / "model" / "model.safetensors", [])
+
+
+def _say(root: Path, error: str, point: str | None, losses: dict[int, float], model: Path, notes: list[str]) -> None:
+    digest = hashlib.sha256(model.read_bytes()).hexdigest() if model.is_file() and not error else ""
+    result = {"error": error, "point": point, "losses": losses, "model": digest, "notes": notes}
+    with contextlib.suppress(OSError):  # on a full disk the parent sees that there is none
+        (root.parent / f"{root.name}.json").write_text(json.dumps(result))
+
+
+def child(function: Callable[..., None], root: Path, **arguments: Any) -> int:
+    """Fork and run `function(root)` there. Returns: The child's pid."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        silent = os.open(os.devnull, os.O_WRONLY)
+        if not os.environ.get("NBKIT_DEBUG"):
+            os.dup2(silent, 1)
+            os.dup2(silent, 2)
+        function(root, **arguments)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def end(pid: int, within_s: float = 120.0) -> int:
+    """Wait for a child. Returns: Its exit status; it is killed after `within_s`."""
+    until = time.monotonic() + within_s
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > until:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise TimeoutError(f"child {pid} did not end in {within_s:g} s")
+        time.sleep(0.002)
+
+
+def result(root: Path) -> dict[str, Any] | None:
+    """What the last child in `root` said; None when it was killed first, or its disk was full."""
+    file = root.parent / f"{root.name}.json"
+    try:
+        found: dict[str, Any] = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    finally:
+        file.unlink(missing_ok=True)
+    return found

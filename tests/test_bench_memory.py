@@ -1,0 +1,80 @@
+"""The benchmark of memory predictions: what it counts as an answer, how it sums up, and accelerate's own figure."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bench import Figures, Goal, _peer_worker, _peers
+from bench.memory import _sum_up, _targets
+from nbkit.display import Table
+
+CONFIG = {
+    "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128,
+    "vocab_size": 256, "tie_word_embeddings": False,
+}  # fmt: skip
+PARAMS = 2 * 256 * 64 + 2 * (4 * 64 * 64 + 3 * 64 * 128 + 2 * 64) + 64
+QUESTION = _peers.Question("a", CONFIG, PARAMS, "full", 0, (), 1, 32, checkpointing=False)
+
+
+def asked(peer, **changes):
+    """One peer's answer, in this process."""
+    (found,) = _peer_worker.answer(peer, [{**vars(QUESTION), **changes}])
+    return found
+
+
+class TestPins:
+    def test_every_pin_is_exact(self):
+        """All peers are named with one version each."""
+        pins = _peers.pins()
+        assert {*_peers.APART, _peers.NEEDS_TORCH} <= set(pins)
+        assert all(version and version[0].isdigit() for version in pins.values())
+
+
+class TestWorker:
+    def test_a_peer_that_is_not_there_is_a_failure_and_not_the_end(self):
+        """The benchmark goes on and counts it."""
+        assert "ModuleNotFoundError" in asked("fitscout")["failed"]
+
+    def test_what_a_peer_cannot_be_told_is_unsupported(self):
+        """With the reason, before its package is even needed."""
+        assert {"unsupported": "full fine-tuning only"} == asked("accelerate", method="lora")
+        assert {"unsupported": "more than one GPU"} == asked("accelerate", n_gpu=2)
+
+    @pytest.mark.parametrize(
+        ("names", "known"),
+        [
+            (["q_proj", "v_proj"], "attention"),
+            (["q_proj", "k_proj", "v_proj", "o_proj"], "attention_all"),
+            (["q_proj", "down_proj"], "all_linear"),
+        ],
+    )
+    def test_targets_become_the_nearest_a_peer_knows(self, names, known):
+        """q and v; all of attention; everything."""
+        assert known == _peer_worker.targets({"targets": names})
+
+    def test_fused_maps_stand_for_what_they_hold(self):
+        """Phi's and Qwen's names in Llama's."""
+        assert ("k_proj", "o_proj", "q_proj", "v_proj") == _targets({"c_attn", "dense"})
+
+    @pytest.mark.train
+    def test_accelerate_says_what_its_own_command_says(self):
+        """16 B a parameter in fp32 and 8 in mixed precision: its 'Training using Adam'."""
+        assert PARAMS * 16 / 2**30 == pytest.approx(asked("accelerate", dtype="fp32")["gib"], rel=1e-3)
+        assert PARAMS * 8 / 2**30 == pytest.approx(asked("accelerate", dtype="bf16")["gib"], rel=1e-3)
+
+
+class TestSums:
+    def test_median_worst_and_short_by_a_tenth(self):
+        """Signs are kept for the worst; only what falls short by more than 10 % endangers a run."""
+        assert ("5.0%", "-30%", 1) == _sum_up([0.02, -0.05, -0.30, 0.04, 0.11])
+        assert ("-", "-", 0) == _sum_up([])
+
+    def test_figures_print_and_dump(self):
+        """Goals stand last for a person; the record of each row is in the JSON."""
+        figures = Figures("T", [Table(["a"], [[1]])], [Goal("one", 0.02, 0.01), Goal("two", 0.01, 0.01)], [{"id": "r"}])
+        assert not figures.holds
+        assert "MISSED" in figures.table()
+        assert figures.table().splitlines()[-1].endswith("holds")
+        assert [{"id": "r"}] == json.loads(json.dumps(figures.as_dict()))["records"]

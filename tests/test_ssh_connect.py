@@ -1,0 +1,463 @@
+"""Sessions against a real sshd; logins, deadlines, causes of failure, and servers that mean harm."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import paramiko
+import pytest
+
+from nbkit.errors import AuthenticationError, RemoteCommandError, UnreachableError
+from nbkit.ssh import connect
+from nbkit.ssh.text import plain
+from tests.ssh_hostile import Doorman, saying, serving
+from tests.sshd import free_port, keygen, need, running
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory):
+    """A server for this module."""
+    need("sshd", "ssh", "ssh-keygen")
+    with running(tmp_path_factory.mktemp("box")) as box:
+        yield box
+
+
+@pytest.fixture(scope="module")
+def session(box):
+    """A session on it, for tests that leave it whole."""
+    with connect("box", config=box.config, ask=None) as session:
+        yield session
+
+
+def allow(box, public: Path) -> None:
+    """Let one more key in."""
+    with (box.folder / "authorized_keys").open("a") as file:
+        file.write(public.read_text())
+
+
+class TestRun:
+    def test_words_arrive_as_they_are(self, session):
+        """Quotes, spaces, newlines, dollars and globs are not touched by the shell there."""
+        words = ["a b", "'", '"', "$HOME", "*", "new\nline", "`id`", "", "ü", "-n"]
+        result = session.run([sys.executable, "-c", "import sys; print(sys.argv[1:])", *words])
+        assert (0, str(words)) == (result.status, result.text)
+
+    def test_status_and_both_outputs(self, session):
+        """As a local subprocess gives them; a signal is 128 and its number."""
+        result = session.run("echo out; echo err >&2; exit 7")
+        assert (7, b"out\n", b"err\n") == (result.status, result.stdout, result.stderr)
+        assert 137 == session.run("kill -9 $$").status
+
+    def test_input_goes_in_whole(self, session):
+        """A megabyte through cat, more than a pipe holds, comes back equal."""
+        content = os.urandom(1 << 20)
+        assert content == session.run(["cat"], input=content).stdout
+
+    def test_output_is_bounded(self, session):
+        """A command that does not stop talking is stopped."""
+        with pytest.raises(RemoteCommandError, match="more than 100000 bytes"):
+            session.run(["cat", "/dev/zero"], limit=100_000)
+        assert "ok" == session.run(["echo", "ok"]).text
+
+    def test_a_deadline_holds(self, session):
+        """A command that does not end is given up in time, and the session lives."""
+        start = time.monotonic()
+        with pytest.raises(RemoteCommandError, match=r"did not end within 0\.5 s"):
+            session.run(["sleep", "60"], timeout_s=0.5)
+        assert time.monotonic() - start < 15
+        assert "ok" == session.run(["echo", "ok"]).text
+
+    def test_the_input_is_in_no_argument_list(self, session):
+        """What goes in by stdin is seen by no `ps` on either side."""
+        secret = "s3cr3t-" + os.urandom(8).hex()
+        found = session.run(
+            "cat >/dev/null; cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '", input=secret.encode()
+        )
+        assert secret not in found.text
+        assert b"" != found.stdout
+
+
+class TestSession:
+    def test_facts(self, session, box):
+        """AES-GCM, strict key exchange, the key of the host and the login are on record."""
+        facts = session.facts
+        assert "aes128-gcm@openssh.com" == facts["cipher"]
+        assert facts["strict_kex"]
+        assert ["publickey id_ed25519"] == facts["login"]
+
+    def test_round_trip_is_measured(self, session):
+        """A want-reply request, answered."""
+        assert 0 < session.round_trip() < 5
+
+    def test_close_is_idempotent_and_leaves_no_thread(self, box):
+        """After close nothing of ours runs, and the session says so."""
+        before = set(threading.enumerate())
+        with connect("box", config=box.config, ask=None) as session:
+            assert session.alive
+        session.close()
+        assert not session.alive
+        end = time.monotonic() + 10
+        while set(threading.enumerate()) - before and time.monotonic() < end:
+            time.sleep(0.05)
+        assert set() == set(threading.enumerate()) - before
+        with pytest.raises(UnreachableError, match="it was closed"):
+            session.run(["true"])
+
+    def test_a_silent_peer_is_seen_within_twelve_seconds(self, box):
+        """A server that is stopped, with its socket open, is given up: stock paramiko waits for ever."""
+        import signal
+
+        with connect("box", config=box.config, ask=None) as session:
+            mine = int(session.run("echo $PPID").text)
+            os.kill(mine, signal.SIGSTOP)
+            try:
+                start = time.monotonic()
+                while session.alive and time.monotonic() - start < 60:
+                    time.sleep(0.05)
+                seen = time.monotonic() - start
+            finally:
+                os.kill(mine, signal.SIGKILL)
+            assert seen < 13
+            with pytest.raises(UnreachableError, match=r"no answer for 1[01] s"):
+                session.run(["true"])
+
+    def test_a_cut_in_a_command_is_said(self, box):
+        """The server goes away while a command runs: the cause, at once, and exit code 3."""
+        with connect("box", config=box.config, ask=None) as session:
+            mine = session.run("echo $PPID").text
+            with pytest.raises(UnreachableError, match="broke while") as caught:
+                session.run(f"kill -9 {mine}; sleep 60", timeout_s=30)
+            assert 3 == caught.value.exit_code
+
+
+class TestLogin:
+    @pytest.mark.parametrize("kind", ["ecdsa", "rsa", "ed25519"])
+    def test_key_types(self, box, tmp_path, kind):
+        """ed25519, ECDSA and RSA (SHA-2) let us in; the last opened by its passphrase, asked for once."""
+        passphrase = "pass word" if kind == "ed25519" else ""
+        key = keygen(tmp_path / f"id_{kind}", kind, passphrase=passphrase)
+        allow(box, Path(f"{key}.pub"))
+        config = box.write_config(f"IdentityFile {key}", path=tmp_path / "config")
+        asked: list[str] = []
+
+        def ask(prompt, seen):
+            asked.append(prompt)
+            return "wrong" if len(asked) == 1 else passphrase
+
+        with connect("box", config=config, ask=ask) as session:
+            assert [f"publickey id_{kind}"] == session.methods
+        assert ([f"Passphrase for {key}: "] * 2 if passphrase else []) == asked
+
+    def test_a_passphrase_is_asked_only_for_a_key_the_server_takes(self, box, tmp_path):
+        """A locked key that the server refuses costs no question."""
+        locked = keygen(tmp_path / "id_locked", passphrase="x")
+        config = box.write_config(f"IdentityFile {locked}", f"IdentityFile {box.key}", path=tmp_path / "config")
+        with connect("box", config=config, ask=lambda *_: pytest.fail("asked")) as session:
+            assert ["publickey id_ed25519"] == session.methods
+
+    def test_a_locked_key_with_nobody_to_ask(self, box, tmp_path):
+        """The error says that the key would do, and what to run."""
+        locked = keygen(tmp_path / "id_locked", passphrase="x")
+        allow(box, Path(f"{locked}.pub"))
+        config = box.write_config(f"IdentityFile {locked}", path=tmp_path / "config")
+        with pytest.raises(AuthenticationError, match="locked by a passphrase and there is nobody to ask: ssh-add"):
+            connect("box", config=config, ask=None)
+
+    def test_an_agent(self, box, tmp_path):
+        """A key that only an agent holds lets us in; IdentityAgent names the socket."""
+        need("ssh-agent", "ssh-add")
+        key = keygen(tmp_path / "held")
+        allow(box, Path(f"{key}.pub"))
+        sock = Path("/tmp") / f"nbkit-agent-{os.getpid()}-{os.urandom(3).hex()}"
+        agent = subprocess.Popen(
+            ["ssh-agent", "-D", "-a", str(sock)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            end = time.monotonic() + 20
+            while not sock.exists() and time.monotonic() < end:
+                time.sleep(0.02)
+            subprocess.run(["ssh-add", "-q", str(key)], env={**os.environ, "SSH_AUTH_SOCK": str(sock)}, check=True, timeout=20,
+                           stdin=subprocess.DEVNULL)  # fmt: skip
+            key.unlink()
+            config = box.write_config(
+                f"IdentityFile {tmp_path}/none", f"IdentityAgent {sock}", path=tmp_path / "config"
+            )
+            with connect("box", config=config, ask=None) as session:
+                assert ["publickey agent:test"] == session.methods
+        finally:
+            agent.kill()
+            agent.wait(timeout=10)
+            sock.unlink(missing_ok=True)
+
+    def test_a_certificate(self, tmp_path):
+        """A key that only its certificate makes welcome."""
+        need("sshd", "ssh-keygen")
+        authority = keygen(tmp_path / "ca")
+        with running(tmp_path / "box", f"TrustedUserCAKeys {authority}.pub", "AuthorizedKeysFile none") as box:
+            subprocess.run(["ssh-keygen", "-q", "-s", str(authority), "-I", "t", "-n", box.user, f"{box.key}.pub"],
+                           check=True, timeout=20)  # fmt: skip
+            with connect("box", config=box.config, ask=None) as session:
+                assert ["publickey id_ed25519 (certificate)"] == session.methods
+
+    def test_a_refusal_names_keys_user_and_fix(self, box, tmp_path):
+        """Which keys were tried, for whom, and what to paste; exit code 4."""
+        stranger = keygen(tmp_path / "id_stranger")
+        config = box.write_config(f"IdentityFile {stranger}", path=tmp_path / "config")
+        with pytest.raises(AuthenticationError) as caught:
+            connect("box", config=config, ask=None)
+        assert 4 == caught.value.exit_code
+        assert f"refused us, user {box.user!r}; it takes publickey; tried 1: id_stranger." in caught.value.message
+        assert f"ssh-copy-id -i {stranger}.pub box" in caught.value.hint
+
+
+@pytest.fixture(scope="module")
+def host_key():
+    """A host key for servers in this process."""
+    return paramiko.ECDSAKey.generate()
+
+
+@pytest.fixture
+def visit(tmp_path, host_key):
+    """Connects to a port of this machine whose host key is `host_key`."""
+
+    def go(port, ask=None, **more):
+        known, config = tmp_path / "known", tmp_path / f"config{port}"
+        known.write_text(f"[127.0.0.1]:{port} {host_key.get_name()} {host_key.get_base64()}\n")
+        config.write_text(f"Host s\n  HostName 127.0.0.1\n  Port {port}\n  User ana\n  UserKnownHostsFile {known}\n"
+                          "  IdentityFile none\n  IdentityAgent none\n")  # fmt: skip
+        config.chmod(0o600)
+        return connect("s", config=config, ask=ask, **more)
+
+    return go
+
+
+class TestQuestions:
+    def test_a_password(self, visit, host_key):
+        """Asked for by the callback, unseen, and again when it was wrong."""
+        doorman, answers = Doorman(), iter(["wrong", "open sesame"])
+        prompts = []
+
+        def ask(prompt, seen):
+            prompts.append((prompt.partition("@")[0], seen))
+            return next(answers)
+
+        with serving(host_key, doorman) as port, visit(port, ask) as session:
+            assert ["password"] == session.methods
+        assert [("Password for ana", False)] * 2 == prompts
+        assert ["wrong", "open sesame"] == doorman.seen
+
+    def test_two_factors_with_control_characters_shown(self, visit, host_key):
+        """keyboard-interactive: both questions come, and what the server writes cannot move the cursor."""
+        doorman = Doorman("keyboard-interactive", code="123456")
+        prompts = []
+
+        def ask(prompt, seen):
+            prompts.append((prompt, seen))
+            return "123456" if seen else "open sesame"
+
+        with serving(host_key, doorman) as port, visit(port, ask) as session:
+            assert ["keyboard-interactive"] == session.methods
+        assert [("Sign\\x1b[2Jon\nTwo questions\nPassword: ", False), ("Code\\x07: ", True)] == prompts
+
+    def test_nobody_to_ask(self, visit, host_key):
+        """No prompt on a stdin that nobody reads: an error that says to use a terminal."""
+        with serving(host_key, Doorman()) as port, pytest.raises(AuthenticationError, match="nobody to ask") as caught:
+            visit(port)
+        assert "terminal" in caught.value.hint
+
+
+class TestHostile:
+    def test_channels_from_the_server_are_refused(self, visit, host_key):
+        """Agent, X11 and reverse forwards: none is accepted, asked for or not."""
+        outcomes = []
+        done = threading.Event()
+
+        def then(transport):
+            for kind in ("auth-agent@openssh.com", "x11", "forwarded-tcpip"):
+                try:
+                    transport.open_channel(kind, ("127.0.0.1", 1), ("127.0.0.1", 2), timeout=10)
+                    outcomes.append("opened")
+                except paramiko.ChannelException as error:
+                    outcomes.append(error.code)
+            done.set()
+
+        with serving(host_key, Doorman(), then) as port, visit(port, lambda *_: "open sesame") as session:
+            assert done.wait(30)
+            assert session.alive
+        assert [1, 1, 1] == outcomes
+
+    @pytest.mark.parametrize(
+        ("kind", "weak"), [("ciphers", ("aes128-cbc", "3des-cbc")), ("macs", ("hmac-md5", "hmac-sha1", "hmac-sha1-96"))]
+    )
+    def test_a_server_with_weak_algorithms_only_is_refused(self, visit, host_key, monkeypatch, kind, weak):
+        """3des, cbc, md5 and sha1 are not spoken; the error says what is missing."""
+
+        class Weak(paramiko.Transport):
+            _preferred_ciphers = weak if kind == "ciphers" else ("aes128-ctr",)
+            _preferred_macs = weak if kind == "macs" else ("hmac-sha2-256",)
+
+        monkeypatch.setattr("tests.ssh_hostile.paramiko.Transport", Weak)
+        with (
+            serving(host_key, Doorman()) as port,
+            pytest.raises(UnreachableError, match=f"no acceptable {kind}") as caught,
+        ):
+            visit(port)
+        assert "no 3des, cbc, sha1, md5" in caught.value.hint
+
+    @pytest.mark.parametrize(
+        ("parts", "expected"),
+        [
+            ((b"HTTP/1.1 400 Bad\x1b[31m\r\n",), "HTTP/1.1 400 Bad"),
+            ((b"x" * 20_000,), "does not end|more than 8192 bytes"),
+            ((b"SSH-2.0-x\r\n", b"\x7f\xff\xff\xfc" + b"\x00" * 60), "packet of"),
+            ((b"SSH-1.5-old\r\n",), "version|algorithm"),
+        ],
+        ids=["http", "endless line", "huge packet", "ssh 1"],
+    )
+    def test_garbage_is_bounded_and_harmless(self, visit, parts, expected):
+        """A web server, an endless banner, a packet of 2 GB, SSH 1: a cause, no memory taken, no escape sequence."""
+        with (
+            saying(*parts, hold="HTTP" not in str(parts[0])) as port,
+            pytest.raises(UnreachableError, match=expected) as caught,
+        ):
+            visit(port)
+        assert "\x1b" not in str(caught.value)
+
+    def test_a_server_that_says_nothing_is_given_up(self, visit, monkeypatch):
+        """The version banner has a deadline."""
+        monkeypatch.setattr(sys.modules["nbkit.ssh.connect"], "HELLO_S", 0.5)
+        start = time.monotonic()
+        with saying() as port, pytest.raises(UnreachableError, match="does not speak SSH"):
+            visit(port)
+        assert time.monotonic() - start < 20
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("a\x1b[2Jb\u202ec\r\n", "a\\x1b[2Jb\\u202ec\\r\\n"),
+            (b"\xff\x07", "\ufffd\\x07"),
+            ("x" * 2000, "x" * 1000 + "…"),
+        ],
+    )
+    def test_text_is_made_plain(self, text, expected):
+        """Control and direction characters are shown, not obeyed; length is bounded."""
+        assert expected == plain(text)
+
+
+class TestCauses:
+    def test_nothing_listens(self, visit):
+        """A refused port: exit code 3, and what to look at."""
+        with pytest.raises(UnreachableError, match="Connection refused") as caught:
+            visit(free_port())
+        assert 3 == caught.value.exit_code
+        assert "is sshd running" in caught.value.hint
+
+    def test_no_such_name(self):
+        """A name that does not resolve is said by name."""
+        with pytest.raises(UnreachableError, match=r"no host 'nbkit-nowhere\.invalid'|No answer from DNS"):
+            connect("nbkit-nowhere.invalid", config="none", ask=None, timeout_s=10)
+
+    def test_no_answer(self, visit):
+        """A port that takes no connection (its queue is full) is given up after the time asked for."""
+        with socket.socket() as full, contextlib.ExitStack() as stack:
+            full.bind(("127.0.0.1", 0))
+            full.listen(0)
+            for _ in range(4):
+                filler = stack.enter_context(socket.socket())
+                filler.setblocking(False)
+                filler.connect_ex(full.getsockname())
+            start = time.monotonic()
+            with pytest.raises(UnreachableError, match=r"no answer within 1 s|does not speak SSH"):
+                visit(full.getsockname()[1], timeout_s=1.0)
+            assert time.monotonic() - start < 40
+
+
+class TestRoutes:
+    def test_through_a_jump_host(self, box, tmp_path):
+        """Two servers: commands run on the second, which is reached from the first; each logs its own login."""
+        with running(tmp_path / "door") as door:
+            config = tmp_path / "config"
+            door.write_config(path=config, alias="door")
+            box.write_config("ProxyJump door", path=config)
+            with connect("box", config=config, ask=None) as session:
+                assert "hi" == session.run(["echo", "hi"]).text
+                assert 2 == len(session.facts["route"])
+                content = os.urandom(3 << 20)
+                assert content == session.run(["cat"], input=content).stdout
+            assert "Accepted publickey" in door.log
+            door.known_hosts.write_text("")
+            with pytest.raises(Exception, match="nbkit trust door SHA256") as caught:
+                connect("box", config=config, ask=None)
+            assert 4 == caught.value.exit_code
+
+    def test_a_jump_host_that_cannot_reach_the_next(self, box, tmp_path):
+        """The failing hop is named."""
+        config = tmp_path / "config"
+        box.write_config(path=config, alias="door")
+        config.write_text(
+            config.read_text() + f"Host far\n  HostName 127.0.0.1\n  Port {free_port()}\n  ProxyJump door\n"
+        )
+        with pytest.raises(UnreachableError, match="cannot be reached from the hop before it: Connection refused"):
+            connect("far", config=config, ask=None)
+
+    def test_a_proxy_command(self, box, tmp_path):
+        """Its stdin and stdout are the connection, tokens in place; it ends with the session."""
+        relay = ("import socket,sys,threading,os;s=socket.create_connection((sys.argv[1],int(sys.argv[2])));"
+                 "threading.Thread(target=lambda:[os.write(1,d) for d in iter(lambda:s.recv(65536),b'')],daemon=True).start();"
+                 "[s.sendall(d) for d in iter(lambda:os.read(0,65536),b'')]")  # fmt: skip
+        script = tmp_path / "relay.py"
+        script.write_text(relay)
+        config = box.write_config(f"ProxyCommand {sys.executable} {script} %h %p", path=tmp_path / "config")
+        with connect("box", config=config, ask=None) as session:
+            assert "hi" == session.run(["echo", "hi"]).text
+        end = time.monotonic() + 15
+        while str(script) in _command_lines() and time.monotonic() < end:
+            time.sleep(0.05)
+        assert str(script) not in _command_lines()
+
+    def test_a_proxy_command_that_fails_is_quoted(self, box, tmp_path):
+        """What it wrote to stderr is in the error."""
+        config = box.write_config("ProxyCommand echo no way >&2; exit 1", path=tmp_path / "config")
+        with pytest.raises(UnreachableError, match="ProxyCommand said: no way"):
+            connect("box", config=config, ask=None)
+
+
+def _command_lines() -> str:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_text(errors="replace").replace("\0", " "))
+    return "\n".join(found)
+
+
+class TestSecrets:
+    def test_no_secret_is_seen(self, box, tmp_path, visit, host_key, caplog):
+        """Password and passphrase stand in no argument list, environment, log, error or repr, even with debugging on."""
+        caplog.set_level("DEBUG")
+        secret = "s3cr3t-" + os.urandom(8).hex()
+        locked = keygen(tmp_path / "id_secret", passphrase=secret)
+        allow(box, Path(f"{locked}.pub"))
+        config = box.write_config(f"IdentityFile {locked}", path=tmp_path / "config")
+        said = []
+        with connect("box", config=config, ask=lambda *_: secret) as session:
+            said += [
+                repr(session),
+                str(session.facts),
+                repr(session.route),
+                session.run("cat /proc/[0-9]*/environ").text,
+            ]
+            said.append(_command_lines())
+        with serving(host_key, Doorman(password=secret)) as port, visit(port, lambda *_: secret) as session:
+            said += [repr(session), str(session.facts)]
+        with serving(host_key, Doorman()) as port, pytest.raises(AuthenticationError) as caught:
+            visit(port, lambda *_: secret)
+        said += [str(caught.value), str(caught.value.as_dict()), caplog.text]
+        assert "id_secret" in "".join(said)
+        assert [] == [text[:200] for text in said if secret in text]
