@@ -244,7 +244,7 @@ class TestStill:
         found = nbkit.planner("Mistral-7B", "T4", seq=512)
         assert isinstance(found, Still)
         text = repr(found)
-        assert text.startswith("Mistral-7B, QLoRA, checkpointing, 16 x 512 tokens on T4\n###")
+        assert text.startswith("Mistral-7B, QLoRA, 1 x 512 tokens on T4\n###")
         assert "of the 14.7 GiB that T4 gives stay free" in text
 
     def test_a_notebook_gets_the_widget(self, monkeypatch):
