@@ -266,8 +266,15 @@ def _proxy(hop: Hop) -> tuple[socket.socket, str, Any]:
     shell = os.environ.get("SHELL") or "/bin/sh"
     errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the connection
     try:
-        process = subprocess.Popen([shutil.which(shell) or "/bin/sh", "-c", f"exec {hop.proxy_command}"], stdin=theirs.fileno(),
-                                   stdout=theirs.fileno(), stderr=errors, start_new_session=True)  # fmt: skip
+        # bash takes a socket on stdin for a remote login and reads ~/.bashrc, unless it is not the first shell.
+        process = subprocess.Popen(
+            [shutil.which(shell) or "/bin/sh", "-c", f"exec {hop.proxy_command}"],
+            stdin=theirs.fileno(),
+            stdout=theirs.fileno(),
+            stderr=errors,
+            start_new_session=True,
+            env={**os.environ, "SHLVL": "2"},
+        )
     except OSError as error:
         ours.close()
         raise UnreachableError(f"ProxyCommand of {hop} cannot be run: {error}.", hint="mend ProxyCommand") from error
