@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from nbkit.errors import NbkitError, UnreachableError
 from nbkit.ssh.keys import Ask, Keyring
@@ -266,31 +266,43 @@ def _proxy(hop: Hop) -> tuple[socket.socket, str, Any]:
     shell = os.environ.get("SHELL") or "/bin/sh"
     errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the connection
     try:
-        process = subprocess.Popen([shutil.which(shell) or "/bin/sh", "-c", f"exec {hop.proxy_command}"], stdin=theirs.fileno(),
-                                   stdout=theirs.fileno(), stderr=errors, start_new_session=True)  # fmt: skip
+        # bash takes a socket on stdin for a remote login and reads ~/.bashrc, unless it is not the first shell.
+        process = subprocess.Popen(
+            [shutil.which(shell) or "/bin/sh", "-c", f"exec {hop.proxy_command}"],
+            stdin=theirs.fileno(),
+            stdout=theirs.fileno(),
+            stderr=errors,
+            start_new_session=True,
+            env={**os.environ, "SHLVL": "2"},
+        )
     except OSError as error:
         ours.close()
         raise UnreachableError(f"ProxyCommand of {hop} cannot be run: {error}.", hint="mend ProxyCommand") from error
     finally:
         theirs.close()
 
-    def said() -> str:
-        errors.seek(0)
-        text = plain(errors.read(2000).decode(errors="replace").strip(), 400)
-        return f" ProxyCommand said: {text}" if text else ""
-
-    return _Proxied(ours, process), "", said
+    proxied = _Proxied(ours, process, errors)
+    return proxied, "", proxied.said
 
 
 class _Proxied(socket.socket):
     """Our end of a ProxyCommand; closing it ends the command."""
 
-    def __init__(self, ours: socket.socket, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, ours: socket.socket, process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
         super().__init__(fileno=ours.detach())
-        self._process = process
+        self._process, self._errors, self._text = process, errors, ""
+
+    def said(self) -> str:
+        """What the command wrote to stderr, as a sentence; empty for nothing."""
+        if not self._errors.closed:
+            self._errors.seek(0)
+            self._text = plain(self._errors.read(2000).decode(errors="replace").strip(), 400)
+        return f" ProxyCommand said: {self._text}" if self._text else ""
 
     def close(self) -> None:
         super().close()
+        self.said()
+        self._errors.close()
         process = self._process
         if process.poll() is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
