@@ -7,7 +7,7 @@ import json
 from board import Board
 from playwright.sync_api import expect
 
-from nbkit.training import Run, checkpoint
+from nbkit.training import Run, manifest
 from tools.page import wait_for
 
 TRAIN = "import nbkit, steps\nrun = nbkit.start(steps.trainer())"
@@ -32,7 +32,7 @@ def test_stop_ends_training_and_keeps_the_adapter(notebook):
     expect(book.outputs.get_by_role("cell", name="stopped")).to_be_visible()  # of the picture that stays
     assert 5 <= run.status.step < 3000
     assert (run.path / "adapter" / "adapter_model.safetensors").is_file()
-    newest, skipped = checkpoint.newest(run.path / "checkpoints")
+    newest, skipped = manifest.newest(run.path / "checkpoints")
     assert (f"checkpoint-{run.status.step}", []) == (newest.name, list(skipped))
     assert {"stopping", "kept", "stopped"} <= set(events(run.path))
 
