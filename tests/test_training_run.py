@@ -132,6 +132,11 @@ def test_headline_has_speed_and_time_left(folder):
     assert "training · step 3/13 · loss 0.3333 · 150 tok/s · ETA 00:20" == headline(recorder.status, rows)
 
 
+def reseeded(file):
+    """A manifest that is whole JSON and says another step."""
+    file.write_text(json.dumps({**json.loads(file.read_text()), "step": 4}))
+
+
 class TestCheckpoint:
     @pytest.fixture
     def saved(self, tmp_path):
@@ -155,6 +160,7 @@ class TestCheckpoint:
             (lambda f: (f / "optimizer.pt").write_bytes(b"x" + b"o" * 99), "optimizer.pt has changed (sha256)"),
             (lambda f: (f / "MANIFEST.json").unlink(), "no MANIFEST.json"),
             (lambda f: (f / "MANIFEST.json").write_text("{"), "MANIFEST.json is damaged"),
+            (lambda f: reseeded(f / "MANIFEST.json"), "MANIFEST.json has changed (sha256)"),
         ],
     )
     def test_a_damaged_one_is_skipped_with_its_reason(self, saved, damage, reason):
