@@ -10,7 +10,7 @@ import time
 import pytest
 
 from nbkit.errors import RunError
-from nbkit.training import manifest
+from nbkit.training import devices, manifest
 from nbkit.training.record import Recorder, new_path
 from nbkit.training.run import Run, headline, latest, runs
 
@@ -105,6 +105,32 @@ class TestRun:
         """The error says what is missing."""
         with pytest.raises(RunError, match=r"is not a run: it has no status\.json"):
             Run(tmp_path)
+
+
+class TestDevices:
+    def test_a_run_on_the_same_device_is_named(self, folder):
+        """A second run on one GPU hears of the first; not one on another GPU, nor one beside runs that have ended."""
+        first = Recorder(folder / "a")
+        first.event("started", device="GPU-1", notes=[])
+        first.set("training", step=1, max_steps=9)
+        assert [] == devices.notes("GPU-2", folder / "b", detach=False)
+        assert [] == devices.notes("GPU-1", folder / "a", detach=False)
+        (folder / "damaged").mkdir()
+        (folder / "damaged" / "status.json").write_text("{")
+        found = devices.notes("GPU-1", folder / "b", detach=False)
+        assert 1 == len(found)
+        assert found[0].startswith("device: a trains on GPU-1 too (training, process ")
+        assert found[0].endswith("memory may run out, and both will be slower; to end it well: nbkit stop a")
+        first.set("done")
+        assert [] == devices.notes("GPU-1", folder / "b", detach=False)
+
+    def test_a_detached_run_says_that_the_kernel_keeps_its_model(self, folder):
+        """On a GPU, with the lines that free it; a CPU has room."""
+        (note,) = devices.notes("GPU-1", folder / "a", detach=True)
+        assert "keeps its own copy of the model" in note
+        assert "del trainer, model" in note
+        assert "torch.cuda.empty_cache()" in note
+        assert [] == devices.notes("cpu", folder / "a", detach=True)
 
 
 class TestLatest:
