@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -86,11 +85,13 @@ class TestFolder:
             "    (staged / 'a').write_text('half'); print('ready', flush=True); time.sleep(60)\n"
         )
         process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "out")], stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        assert b"ready\n" == process.stdout.readline()
-        process.send_signal(signal.SIGKILL)
-        process.wait(10)
-        process.stdout.close()
+        try:
+            assert process.stdout is not None
+            assert b"ready\n" == process.stdout.readline()
+        finally:
+            process.kill()
+            process.wait(30)
+            process.stdout.close()
         assert not (tmp_path / "out").exists()
 
     def test_private_means_nobody_else(self, tmp_path):
@@ -170,11 +171,12 @@ def small_disk(tmp_path):
     """A tmpfs of 2 MiB; needs root and mount."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, check=False)
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder]
+    done = subprocess.run(command, capture_output=True, check=False, timeout=30)
     if done.returncode:
         pytest.skip("no right to mount a small file system")
     yield folder
     for _ in range(20):
-        if not subprocess.run(["umount", folder], capture_output=True, check=False).returncode:
+        if not subprocess.run(["umount", folder], capture_output=True, check=False, timeout=30).returncode:
             break
         time.sleep(0.1)

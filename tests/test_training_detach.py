@@ -15,13 +15,13 @@ import pytest
 
 from nbkit import training
 from nbkit.errors import RunError
-from nbkit.training import carry, detach, manifest, rebuild, repairs, worker
+from nbkit.training import carry, detach, devices, manifest, rebuild, repairs, worker
 from nbkit.training.recipe import data_identity
 from nbkit.training.run import Run
 from nbkit.training.status import process_started
 
 pytestmark = pytest.mark.train
-LONG_S = 400  # a process that loads torch on a busy machine
+LONG_S = 240  # a process that loads torch on a busy machine; below the 300 s that a test may take
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +92,10 @@ class TestDetached:
         until(lambda: run.status.step >= 1, run)
         run.pause()
         until(lambda: run.status.state == "paused", run)
+        beside = devices.notes("cpu", run.path.parent / "another", detach=True)
+        assert [f"device: {run.id} trains on this CPU too (paused, process {pid})"] == [
+            n.partition(": both")[0] for n in beside
+        ]
         run.stop()
         run.wait(LONG_S)
         assert "stopped" == run.status.state

@@ -67,6 +67,18 @@ class TestLines:
         rows = lines.read(tmp_path / "a.jsonl")
         assert [list(range(200))] * 4 == [[r["step"] for r in rows if r["thread"] == n] for n in range(4)]
 
+    def test_tensors_and_texts_become_numbers_in_the_rows_only(self, tmp_path):
+        """numpy's and texts' numbers in the file of rows; words, arrays and the texts of other files as they are."""
+        numpy = pytest.importorskip("numpy")
+        writer = Lines(tmp_path, numbers="a.jsonl")
+        values = {"x": numpy.float32(0.5), "y": "1.5", "z": "words", "v": numpy.array([1, 2])}
+        writer.append("a.jsonl", values)
+        writer.append("b.jsonl", {"text": "1.5"})
+        writer.close()
+        row = lines.read(tmp_path / "a.jsonl")[0]
+        assert (0.5, 1.5, "words", "[1 2]") == (row["x"], row["y"], row["z"], row["v"])
+        assert "1.5" == lines.read(tmp_path / "b.jsonl")[0]["text"]
+
     def test_a_normal_end_of_the_process_loses_nothing(self, tmp_path):
         """An exception with rows still waiting; after kill -9 all but the last moment is there."""
         code = (

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from nbkit.errors import RunError
-from nbkit.training import manifest
+from nbkit.training import devices, manifest
 from nbkit.training.record import Recorder, new_path
 from nbkit.training.run import Run, headline, latest, runs
 
@@ -107,6 +107,32 @@ class TestRun:
             Run(tmp_path)
 
 
+class TestDevices:
+    def test_a_run_on_the_same_device_is_named(self, folder):
+        """A second run on one GPU hears of the first; not one on another GPU, nor one beside runs that have ended."""
+        first = Recorder(folder / "a")
+        first.event("started", device="GPU-1", notes=[])
+        first.set("training", step=1, max_steps=9)
+        assert [] == devices.notes("GPU-2", folder / "b", detach=False)
+        assert [] == devices.notes("GPU-1", folder / "a", detach=False)
+        (folder / "damaged").mkdir()
+        (folder / "damaged" / "status.json").write_text("{")
+        found = devices.notes("GPU-1", folder / "b", detach=False)
+        assert 1 == len(found)
+        assert found[0].startswith("device: a trains on GPU-1 too (training, process ")
+        assert found[0].endswith("memory may run out, and both will be slower; to end it well: nbkit stop a")
+        first.set("done")
+        assert [] == devices.notes("GPU-1", folder / "b", detach=False)
+
+    def test_a_detached_run_says_that_the_kernel_keeps_its_model(self, folder):
+        """On a GPU, with the lines that free it; a CPU has room."""
+        (note,) = devices.notes("GPU-1", folder / "a", detach=True)
+        assert "keeps its own copy of the model" in note
+        assert "del trainer, model" in note
+        assert "torch.cuda.empty_cache()" in note
+        assert [] == devices.notes("cpu", folder / "a", detach=True)
+
+
 class TestLatest:
     def test_newest_first_and_by_prefix(self, folder):
         """Without a name the newest; the start of an id is enough; an ambiguous one is refused."""
@@ -132,6 +158,11 @@ def test_headline_has_speed_and_time_left(folder):
     assert "training · step 3/13 · loss 0.3333 · 150 tok/s · ETA 00:20" == headline(recorder.status, rows)
 
 
+def reseeded(file):
+    """A manifest that is whole JSON and says another step."""
+    file.write_text(json.dumps({**json.loads(file.read_text()), "step": 4}))
+
+
 class TestCheckpoint:
     @pytest.fixture
     def saved(self, tmp_path):
@@ -155,6 +186,7 @@ class TestCheckpoint:
             (lambda f: (f / "optimizer.pt").write_bytes(b"x" + b"o" * 99), "optimizer.pt has changed (sha256)"),
             (lambda f: (f / "MANIFEST.json").unlink(), "no MANIFEST.json"),
             (lambda f: (f / "MANIFEST.json").write_text("{"), "MANIFEST.json is damaged"),
+            (lambda f: reseeded(f / "MANIFEST.json"), "MANIFEST.json has changed (sha256)"),
         ],
     )
     def test_a_damaged_one_is_skipped_with_its_reason(self, saved, damage, reason):

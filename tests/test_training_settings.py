@@ -96,5 +96,5 @@ def test_importing_bitsandbytes_after_settings_is_quiet():
         "import dataclasses, nbkit; m = nbkit.probe(); nbkit.settings('x', machine=dataclasses.replace(m, gpus=()));"
         "import bitsandbytes"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=240)
     assert "gemm_4bit" not in done.stderr

@@ -45,7 +45,7 @@ class Recording:
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         recorder = self.recorder
-        recorder.step(state.global_step)
+        recorder.stepped = state.global_step
         if recorder.stop_asked:
             self.stop(state, control)
         elif recorder.pause_asked:
@@ -62,11 +62,7 @@ class Recording:
         control.should_evaluate = False
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        values = dict(logs or {})
-        for key, value in values.items():
-            if type(value) is not float:
-                values[key] = number(value)
-        self.recorder.row(state.global_step, values)
+        self.recorder.row(state.global_step, logs or {})
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.recorder.stop_asked:
@@ -124,15 +120,3 @@ def breakable(trainer: Any, recording: Recording) -> Callable[[], None]:
             each()
 
     return undo_both
-
-
-def number(value: Any) -> Any:
-    """transformers logs some numbers as tensors or strings; a row holds numbers."""
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value

@@ -27,12 +27,17 @@ class Lines:
     """The writing side of all JSON-lines files of one folder; they stay open, mode 0600.
 
     A line cut short by a kill is taken off the end of a file before anything is appended to it.
+
+    Args:
+        numbers: The file whose values are numbers: tensors and texts that hold one are written as such. A tensor is read
+            by the thread that writes, as Trainer's own log_history keeps it: it must not be changed in place.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, numbers: str = "") -> None:
+        self.folder, self.numbers = folder, numbers
         self.trouble = ""  # why the last write failed; what could not be written is kept and tried again
         self._waiting: deque[tuple[str, float, Mapping[str, Any]]] = deque()
+        self.note = self._waiting.append  # (name, time, values), as `append` notes them: without a call of its own
         self._unwritten: dict[str, bytes] = {}
         self._files: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -49,6 +54,8 @@ class Lines:
         with self._lock:
             while self._waiting:
                 name, at, values = self._waiting.popleft()
+                if name == self.numbers:
+                    values = {key: number(value) for key, value in values.items()}
                 line = _line(at, values)
                 self._unwritten[name] = self._unwritten.get(name, b"") + line
             for name in list(self._unwritten):
@@ -106,6 +113,16 @@ def _line(at: float, values: Mapping[str, Any]) -> bytes:
     return json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n"
 
 
+def number(value: Any) -> Any:
+    """transformers logs some numbers as tensors or strings; a row holds numbers."""
+    with contextlib.suppress(ValueError, RuntimeError):  # a text of words, a tensor of many numbers: as it is
+        if hasattr(value, "item"):
+            return value.item()
+        if isinstance(value, str):
+            return float(value)
+    return value
+
+
 class Tail:
     """The reading side: each `read()` gives the lines that are new, and reads only their bytes.
 
@@ -124,10 +141,11 @@ class Tail:
         """
         try:
             with self.path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size < self.offset:
+                size = os.fstat(file.fileno()).st_size
+                if size < self.offset:
                     self.offset = 0
                 file.seek(self.offset)
-                block = file.read(most)
+                block = file.read(min(most, size - self.offset))  # a buffer of `most` would be made for each look
         except FileNotFoundError:
             return []
         whole = block[: block.rfind(b"\n") + 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from importlib import metadata
 from pathlib import Path
@@ -53,7 +54,13 @@ def write(folder: Path, step: int, particulars: dict[str, Any] | None = None) ->
     files = {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": atomic.sha256(path)} for path in found
     }
-    atomic.write_json(folder / MANIFEST, {"step": step, **(particulars or {}), "files": files})
+    content = json.loads(json.dumps({"step": step, **(particulars or {}), "files": files}))  # as it will be read back
+    atomic.write_json(folder / MANIFEST, {**content, "sha256": _digest(content)})
+
+
+def _digest(content: dict[str, Any]) -> str:
+    """Of a manifest without its own digest: a changed seed or step in it would be believed otherwise."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -76,12 +83,16 @@ def size(folder: Path) -> int:
 def wrong(folder: Path) -> str:
     """Why the checkpoint in `folder` cannot be trusted; empty when every file is what the manifest says."""
     try:
-        listed = dict(json.loads((folder / MANIFEST).read_text())["files"])
+        content = dict(json.loads((folder / MANIFEST).read_text()))
+        sealed = content.pop("sha256") == _digest(content)
+        listed = dict(content["files"])
         known = {str(name): (int(one["bytes"]), str(one["sha256"])) for name, one in listed.items()}
     except FileNotFoundError:
         return f"no {MANIFEST}: its save did not finish, or another program wrote it"
     except (OSError, ValueError, KeyError, TypeError):
         return f"{MANIFEST} is damaged"
+    if not sealed:
+        return f"{MANIFEST} has changed (sha256)"
     if not known:
         return f"{MANIFEST} lists no file"
     added = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {*known, MANIFEST}

@@ -34,6 +34,8 @@ class Recorder:
     Attributes:
         stop_asked: True when the STOP file is there, looked at every 0.05 s.
         pause_asked: The same for PAUSE.
+        stepped: Set to a step that is done; the status says so within half a second. (An attribute: what is called after
+            each step costs the training more than what it does, as its code is not in the processor's cache.)
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,10 +45,11 @@ class Recorder:
         for name in ("STOP", "PAUSE"):
             (path / name).unlink(missing_ok=True)
         self.stop_asked = self.pause_asked = False
-        self._lines = Lines(path)
+        self._lines = Lines(path, numbers="metrics.jsonl")
+        self._note = self._lines.note
         self._lock = threading.Lock()
         self._written = 0.0
-        self._seen: tuple[int, float] | None = None  # a step and its time, not yet in the status
+        self.stepped: int | None = None
         pid, now = os.getpid(), time.time()
         self.status = Status("waiting", 0, 0, now, now, pid, socket.gethostname(), process_started(pid))
         self.set()
@@ -57,11 +60,11 @@ class Recorder:
 
     def row(self, step: int, values: dict[str, Any]) -> None:
         """Note one row of metrics. A value that is not finite is written as null and named under `nonfinite`."""
-        self._lines.append("metrics.jsonl", {"step": step, **values})
+        self._note(("metrics.jsonl", time.time(), {"step": step, **values}))
 
     def step(self, step: int) -> None:
         """Note that `step` is done; the status says so within half a second."""
-        self._seen = (step, time.time())
+        self.stepped = step
 
     def sample(self, step: int, index: int, prompt: str, text: str) -> None:
         """Note what the model answers to a fixed prompt at `step`."""
@@ -121,9 +124,9 @@ class Recorder:
         atexit.unregister(self._lines.try_flush)
 
     def _take_step(self) -> None:
-        seen, self._seen = self._seen, None
-        if seen is not None:
-            self.status = replace(self.status, step=max(seen[0], 0), updated=seen[1])
+        stepped, self.stepped = self.stepped, None
+        if stepped is not None:
+            self.status = replace(self.status, step=max(stepped, 0), updated=time.time())
 
     def _write_status(self, *, durable: bool) -> None:
         atomic.write_json(self.path / "status.json", asdict(self.status), mode=0o600, durable=durable)
@@ -133,7 +136,7 @@ class Recorder:
         while not self._end.wait(FLUSH_S):
             self.look()
             self._lines.try_flush()
-            if self._seen is not None and time.monotonic() - self._written > _STATUS_EVERY_S:
+            if self.stepped is not None and time.monotonic() - self._written > _STATUS_EVERY_S:
                 with self._lock, contextlib.suppress(Exception):  # a full disk: tried again, and told at the end
                     self._take_step()
                     self._write_status(durable=False)

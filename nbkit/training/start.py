@@ -10,7 +10,7 @@ from typing import Any
 
 from nbkit import atomic, smoke
 from nbkit.errors import RunError, require
-from nbkit.training import checkpoint, manifest, repairs, worker
+from nbkit.training import checkpoint, devices, manifest, repairs, worker
 from nbkit.training import detach as detaching
 from nbkit.training import resume as resuming
 from nbkit.training.recipe import data_identity, recipe, to_yaml
@@ -75,7 +75,9 @@ def start(
         samples: Texts or conversations that the model answers greedily at each evaluation and at the end; `run.samples()`
             has the answers. The training is the same as without them.
         sample_tokens: The longest answer, in tokens.
-        detach: Train in a process of its own that outlives this kernel; see detach.py for what can be carried there.
+        detach: Train in a process of its own that outlives this kernel; see detach.py for what can be carried there. This
+            kernel keeps its own copy of the model: on a GPU, free it (a note of the run says how). Another run that
+            trains on the same device is named in a note too.
     Returns: The run. It is finished already when the run to resume was; the trainer's model then has its adapter.
     Raises: RunError when another run of this kernel is active, the run to resume has another recipe or other data, or
         something of the trainer cannot be carried into a process of its own; ModelError when the model's gradients would
@@ -98,7 +100,7 @@ def start(
         job = worker.Job(plan.path, plan.checkpoint, data, tuple(samples), sample_tokens)
         if detach:
             return detaching.launch(
-                trainer, plan, job, lambda recorder: _begin(trainer, plan, values, data, mended, recorder)
+                trainer, plan, job, lambda recorder: _begin(trainer, plan, values, data, mended, recorder, detach=True)
             )
         run = _in_thread(trainer, plan, values, job, mended)
     finally:
@@ -114,6 +116,8 @@ def _begin(
     data: dict[str, Any],
     mended: list[str],
     recorder: Recorder,
+    *,
+    detach: bool = False,
 ) -> None:
     """Write what the run is: its recipe, its data, the versions, what was mended and what is to be known."""
     trainer.args.output_dir = str(plan.path / "checkpoints")
@@ -122,7 +126,12 @@ def _begin(
         swept += atomic.sweep(plan.path / "checkpoints")
     atomic.write_text(plan.path / "config.yaml", to_yaml({**values, "output_dir": trainer.args.output_dir}), mode=0o600)
     forecast = checkpoint.forecast(trainer, plan.path / "checkpoints")
-    notes = [*plan.notes, *([f"disk: {forecast}"] if forecast else [])]
+    device = devices.name(trainer)
+    notes = [
+        *plan.notes,
+        *devices.notes(device, plan.path, detach=detach),
+        *([f"disk: {forecast}"] if forecast else []),
+    ]
     if getattr(trainer.args, "save_only_model", False):
         notes.append("save_only_model=True: these checkpoints cannot be resumed exactly")
     recorder.event(
@@ -130,6 +139,7 @@ def _begin(
         data=data,
         versions=manifest.versions(),
         mended=mended,
+        device=device,
         notes=notes,
         checkpoint=plan.checkpoint.name if plan.checkpoint else None,
         **({"swept": swept} if swept else {}),

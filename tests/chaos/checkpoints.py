@@ -1,9 +1,10 @@
 """Kill a training 200 times, fill its disk 50 times, tamper with 100 checkpoints: what is lost, and what is noticed.
 
-python -m tests.chaos.checkpoints [--kills 200] [--disk 50] [--tamper 100] [--peer 20] [--seed N] [--json]
+python -m tests.chaos.checkpoints [--kills 200] [--disk 50] [--tamper 100] [--peer 20] [--seed N] [--first 0] [--json]
 
 The same faults, fewer of them, are done to plain Trainer (--peer of each). Needs root for the disks (a small tmpfs is
-mounted for each point); without, that row says so. Every line of the table can be repeated by its seed.
+mounted for each point); without, that row says so. Each fault draws from the seed and its own number, so the whole can be
+done in parts: `--kills 100 --disk 0 --tamper 0`, then the same with `--first 100`. Ctrl-C prints what there is.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -36,6 +38,7 @@ class Tally:
     who: str
     seed: int
     tried: int = 0
+    inside: int = 0  # of the kills, those that left a save half done
     unusable: int = 0  # the resume failed
     most_lost: int = 0  # steps that were done and had to be done again
     exact: int = 0  # resumed, and ended with the losses and weights of the undisturbed run
@@ -48,7 +51,8 @@ class Tally:
         self.tried += 1
         if resumed is None or resumed["error"]:
             self.unusable += 1
-            text = (resumed or {"error": "killed or silent"})["error"].splitlines()[0][:70]
+            text = (resumed or {"error": "killed or silent"})["error"].splitlines()[0]
+            text = re.sub(r"\S*/chaos-[^/]+/[^/]+/", "", text)[:70]
             self.errors[text] = self.errors.get(text, 0) + 1
             return
         begun = int(resumed["point"].rpartition("-")[2]) if resumed["point"] else 0
@@ -63,10 +67,30 @@ class Tally:
 class Chaos:
     """All faults, from one seed."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.folder, self.seed = folder, seed
+    def __init__(self, folder: Path, seed: int, first: int = 0) -> None:
+        self.folder, self.seed, self.first = folder, seed, first
         self.numbers = random.Random(seed)
-        self.whole = {run.__name__: self._undisturbed(run) for run in (train.ours, train.plain)}
+        self.tallies: list[Tally] = []
+        self._wholes: dict[str, dict[str, Any]] = {}
+
+    def whole(self, run: Callable[..., None]) -> dict[str, Any]:
+        """What `run` does undisturbed: its losses, its model, and its median seconds."""
+        if run.__name__ not in self._wholes:
+            self._wholes[run.__name__] = self._undisturbed(run)
+        return self._wholes[run.__name__]
+
+    def _each(self, fault: str, run: Callable[..., None], number: int) -> Iterator[tuple[int, Tally]]:
+        """Number the faults, each with its own random numbers, and say now and then how far it is."""
+        tally = Tally(fault, run.__name__, self.seed)
+        self.tallies.append(tally)
+        began = time.monotonic()
+        for index in range(self.first, self.first + number):
+            self.numbers = random.Random(f"{self.seed} {fault} {run.__name__} {index}")
+            yield index, tally
+            tried = index + 1 - self.first
+            if tried % 10 == 0 or tried == number:
+                counts = f"{tally.unusable} unusable, {tally.different} different, {tally.most_lost} steps lost at most"
+                _say(f"{fault}, {run.__name__}: {tried} of {number}, {counts}, {time.monotonic() - began:.0f} s")
 
     def _undisturbed(self, run: Callable[..., None]) -> dict[str, Any]:
         times = []
@@ -84,26 +108,27 @@ class Chaos:
     def _root(self) -> Path:
         return Path(tempfile.mkdtemp(dir=self.folder, prefix="run-"))
 
-    def kills(self, run: Callable[..., None], number: int) -> Tally:
+    def kills(self, run: Callable[..., None], number: int) -> None:
         """SIGKILL: every second one at a random moment, the others once a save is seen to be under way."""
-        tally = Tally("kill -9, half inside a save", run.__name__, self.seed)
-        whole = self.whole[run.__name__]
-        for index in range(number):
+        whole = self.whole(run)
+        for index, tally in self._each("kill -9, half inside a save", run, number):
             root = self._root()
             pid = train.child(run, root)
-            if index % 2:
-                which, wait = self.numbers.randrange(1, 5), self.numbers.random() * 0.03
-                self._until_saving(root, pid, which)
-                time.sleep(wait)
-            else:
-                time.sleep(self.numbers.random() * whole["seconds"])
-            os.kill(pid, signal.SIGKILL)
-            train.end(pid)
-            done = _steps_done(root, run)
+            try:
+                if index % 2:
+                    which, wait = self.numbers.randrange(1, 5), self.numbers.random() * 0.03
+                    self._until_saving(root, pid, which)
+                    time.sleep(wait)
+                else:
+                    time.sleep(self.numbers.random() * whole["seconds"])
+            finally:
+                os.kill(pid, signal.SIGKILL)
+                train.end(pid)
+            done = train.steps_done()
+            tally.inside += _half_saved(root)
             train.result(root)
             tally.count(self._resumed(run, root), whole, done)
             shutil.rmtree(root)
-        return tally
 
     def _until_saving(self, root: Path, pid: int, which: int) -> None:
         """Return as soon as the `which`-th save has begun to write, or the child has ended."""
@@ -118,14 +143,16 @@ class Chaos:
             time.sleep(0.001)
 
     def _resumed(self, run: Callable[..., None], root: Path) -> dict[str, Any] | None:
-        train.end(train.child(run, root))
+        try:
+            train.end(train.child(run, root))
+        except TimeoutError as error:
+            return {"error": str(error)}
         return train.result(root)
 
-    def disks(self, run: Callable[..., None], number: int) -> Tally:
+    def disks(self, run: Callable[..., None], number: int) -> None:
         """A disk of its own that is full at a random byte; then it gets room, and the run is resumed."""
-        tally = Tally("disk full", run.__name__, self.seed)
-        whole, size = self.whole[run.__name__], self._size_of_a_run(run)
-        for _ in range(number):
+        whole, size = self.whole(run), self._size_of_a_run(run)
+        for _, tally in self._each("disk full", run, number):
             room = 40_000 + int(self.numbers.random() * size)
             root = self._root()
             try:
@@ -135,16 +162,15 @@ class Chaos:
                     # The look at the free space before each save would end every run here: this is the fault after it.
                     train.end(train.child(_unwarned(run), inner))
                     train.result(inner)
-                    done = _saved(inner, run)
+                    done = train.steps_done()
                     subprocess.run(["mount", "-o", "remount,size=256m", root], check=True, timeout=20)
                     resumed = self._resumed(run, inner)
                     tally.count(resumed, whole, done)
             except PermissionError as error:
                 tally.skipped = str(error)
-                return tally
+                return
             finally:
                 shutil.rmtree(root, ignore_errors=True)
-        return tally
 
     def _size_of_a_run(self, run: Callable[..., None]) -> int:
         root = self._root()
@@ -154,32 +180,32 @@ class Chaos:
         shutil.rmtree(root)
         return size
 
-    def tampered(self, run: Callable[..., None], number: int) -> Tally:
+    def tampered(self, run: Callable[..., None], number: int) -> None:
         """Of a run killed at its end, the newest checkpoint loses a file, has a bit flipped or is cut: it must be noticed.
 
         Accepted silently is what resumes from it and ends otherwise than the undisturbed run; for nbkit also what resumes
         from it at all.
         """
-        tally = Tally("newest checkpoint tampered with", run.__name__, self.seed)
-        whole = self.whole[run.__name__]
-        source = self._killed(run)
-        for index in range(number):
+        whole, source = self.whole(run), self._killed(run)
+        for index, tally in self._each("newest checkpoint tampered with", run, number):
             root = self._root()
             shutil.copytree(source, root, dirs_exist_ok=True)
             newest = max(_checkpoints(root), key=lambda path: int(path.name.rpartition("-")[2]))
             self._tamper(newest, ("missing", "flipped", "cut")[index % 3])
             resumed = self._resumed(run, root)
             tally.count(resumed, whole, int(newest.name.rpartition("-")[2]))
-            if run is train.ours and resumed and resumed["point"] == newest.name:
-                tally.exact -= 1
-                tally.different += 1
+            if run is train.ours and resumed and not resumed["error"] and resumed["point"] == newest.name:
+                exact = resumed["model"] == whole["model"]
+                tally.exact, tally.different = tally.exact - exact, tally.different + exact
             shutil.rmtree(root)
         shutil.rmtree(source)
-        return tally
 
     def _killed(self, run: Callable[..., None]) -> Path:
-        """A run killed once checkpoint 6 of 8 stands."""
-        while True:
+        """A run killed once checkpoint 6 of 8 stands.
+
+        Raises: RuntimeError when it was not to be had in 50 attempts.
+        """
+        for _ in range(50):
             root = self._root()
             pid = train.child(run, root)
             wanted = f"checkpoint-{train.STEPS - train.EVERY}"
@@ -194,6 +220,7 @@ class Chaos:
             if {path.name for path in _checkpoints(root)} == {"checkpoint-4", wanted}:
                 return root
             shutil.rmtree(root)
+        raise RuntimeError("no run could be killed between its third save and its fourth")
 
     def _tamper(self, folder: Path, how: str) -> None:
         files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
@@ -230,20 +257,11 @@ def _checkpoints(root: Path) -> list[Path]:
     return [path for path in found if path.name.rpartition("-")[2].isdigit()]
 
 
-def _steps_done(root: Path, run: Callable[..., None]) -> int:
-    """Steps that the killed run had recorded; of plain Trainer only whole saves are known."""
-    if run is train.plain:
-        return _saved(root, run)
-    from nbkit.training import lines
-
-    rows = [row for file in root.glob("*/metrics.jsonl") for row in lines.read(file)]
-    return max((row["step"] for row in rows if "loss" in row), default=0)
-
-
-def _saved(root: Path, run: Callable[..., None]) -> int:
-    """The step of the last save that had ended."""
-    mark = "trainer_state.json" if run is train.plain else "MANIFEST.json"
-    return max((int(p.name.rpartition("-")[2]) for p in _checkpoints(root) if (p / mark).is_file()), default=0)
+def _half_saved(root: Path) -> bool:
+    """True when a save was under way: ours leaves its staging folder, plain Trainer a checkpoint without its last file."""
+    if any(path.name.startswith(".part-") for place in root.glob("*/checkpoints") for path in _listed(place)):
+        return True
+    return any(not (path / "trainer_state.json").is_file() for path in root.glob("plain/checkpoint-*"))
 
 
 @contextmanager
@@ -272,6 +290,7 @@ def table(tallies: list[Tally]) -> Table:
             {"ours": "nbkit", "plain": "Trainer"}[t.who],
             t.seed,
             t.tried,
+            t.inside if t.fault.startswith("kill") else None,
             t.unusable,
             t.most_lost,
             t.exact,
@@ -281,22 +300,28 @@ def table(tallies: list[Tally]) -> Table:
     ]
     notes = [f"{t.fault}, {t.who}: {t.skipped}" for t in tallies if t.skipped]
     notes += [f"{t.fault}, {t.who}: {n} x {text}" for t in tallies for text, n in t.errors.items()]
-    head = ["fault", "trainer", "seed", "tried", "unusable", "most steps lost", "bit-exact", "silently different"]
+    head = ["fault", "trainer", "seed", "tried", "inside a save", "unusable"]
+    head += ["most steps lost", "bit-exact", "silently different"]
     return Table(head, rows, f"{train.STEPS} steps, a save every {train.EVERY}", notes)
 
 
-def run(kills: int, disk: int, tamper: int, peer: int, seed: int) -> list[Tally]:
-    """All faults; `peer` of each kind for plain Trainer, at most as many as for nbkit."""
+def run(kills: int, disk: int, tamper: int, peer: int, seed: int, first: int = 0) -> list[Tally]:
+    """All faults; `peer` of each kind for plain Trainer, at most as many as for nbkit. An interrupt ends it early."""
     train.warm()
-    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        chaos = Chaos(Path(folder), seed)
-        tallies = []
-        for fault, number in ((chaos.kills, kills), (chaos.disks, disk), (chaos.tampered, tamper)):
-            for who, times in ((train.ours, number), (train.plain, min(peer, number))):
-                if times:
-                    tallies.append(fault(who, times))
-                    print(f"done: {tallies[-1].fault}, {who.__name__} x {times}", file=sys.stderr, flush=True)
-        return tallies
+    with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as folder:
+        chaos = Chaos(Path(folder), seed, first)
+        try:
+            for fault, number in ((chaos.kills, kills), (chaos.disks, disk), (chaos.tampered, tamper)):
+                for who, times in ((train.ours, number), (train.plain, min(peer, number))):
+                    if times:
+                        fault(who, times)
+        except KeyboardInterrupt:
+            _say("interrupted")
+        return chaos.tallies
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def main() -> int:
@@ -307,9 +332,10 @@ def main() -> int:
     parser.add_argument("--tamper", type=int, default=100)
     parser.add_argument("--peer", type=int, default=20, help="of each kind, for plain Trainer")
     parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--first", type=int, default=0, help="number of the first fault of each kind")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    tallies = run(options.kills, options.disk, options.tamper, options.peer, options.seed)
+    tallies = run(options.kills, options.disk, options.tamper, options.peer, options.seed, options.first)
     print(json.dumps(table(tallies).as_dicts(), indent=2) if options.json else table(tallies))
     bad = [t for t in tallies if t.who == "ours" and (t.unusable or t.different or t.most_lost > train.EVERY)]
     return 1 if bad else 0

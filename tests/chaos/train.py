@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import json
+import mmap
 import os
 import signal
 import sys
@@ -15,6 +17,13 @@ from typing import Any
 
 STEPS, EVERY = 8, 2
 HERE = Path(__file__).resolve().parent.parent
+_PR_SET_PDEATHSIG = 1
+_done = mmap.mmap(-1, 8)  # shared with the child: the step it has done survives its kill
+
+
+def steps_done() -> int:
+    """The steps that the last child had done when it ended, by its own count and not by what it wrote."""
+    return int.from_bytes(_done[:8], "little")
 
 
 def warm() -> None:
@@ -39,8 +48,15 @@ def warm() -> None:
 def trainer(folder: Path | str = "unused", **arguments: Any) -> Any:
     """The trainer of all chaos: 8 steps of a Llama of 20,000 weights with attention dropout, a save every 2."""
     import little
+    from transformers import TrainerCallback
 
-    return little.trainer(folder, **{"max_steps": STEPS, "save_steps": EVERY, "save_total_limit": 2, **arguments})
+    class CountCallback(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            _done[:8] = int(state.global_step).to_bytes(8, "little")
+
+    made = little.trainer(folder, **{"max_steps": STEPS, "save_steps": EVERY, "save_total_limit": 2, **arguments})
+    made.add_callback(CountCallback())
+    return made
 
 
 def ours(root: Path, **arguments: Any) -> None:
@@ -87,13 +103,19 @@ def _say(root: Path, error: str, point: str | None, losses: dict[int, float], mo
 
 
 def child(function: Callable[..., None], root: Path, **arguments: Any) -> int:
-    """Fork and run `function(root)` there. Returns: The child's pid."""
+    """Fork and run `function(root)` there; it is killed with its parent. Returns: The child's pid."""
     sys.stdout.flush()
+    _done[:8] = bytes(8)
+    parent = os.getpid()
     pid = os.fork()
     if pid:
         return pid
     code = 1
     try:
+        with contextlib.suppress(AttributeError, OSError):  # Linux only
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
         silent = os.open(os.devnull, os.O_WRONLY)
         if not os.environ.get("NBKIT_DEBUG"):
             os.dup2(silent, 1)
@@ -105,17 +127,21 @@ def child(function: Callable[..., None], root: Path, **arguments: Any) -> int:
 
 
 def end(pid: int, within_s: float = 120.0) -> int:
-    """Wait for a child. Returns: Its exit status; it is killed after `within_s`."""
+    """Wait for a child. Returns: Its exit status; it is killed after `within_s`, or when the wait is broken off."""
     until = time.monotonic() + within_s
-    while True:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > until:
+    try:
+        while True:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status)
+            if time.monotonic() > until:
+                raise TimeoutError(f"child {pid} did not end in {within_s:g} s")
+            time.sleep(0.002)
+    except BaseException:
+        with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            raise TimeoutError(f"child {pid} did not end in {within_s:g} s")
-        time.sleep(0.002)
+        raise
 
 
 def result(root: Path) -> dict[str, Any] | None:
