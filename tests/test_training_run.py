@@ -134,6 +134,17 @@ class TestDevices:
 
 
 class TestLatest:
+    @pytest.mark.parametrize("text", ["{}", "", "[1]", '{"state": "trai'])
+    def test_a_damaged_status_does_not_hide_the_others(self, folder, text):
+        """It is listed as failed, with the reason."""
+        Recorder(folder / "20260101-000000-good").set("done", step=4)
+        (folder / "20260102-000000-bad").mkdir()
+        (folder / "20260102-000000-bad" / "status.json").write_text(text)
+        states = {run.id: run.status for run in runs()}
+        assert "done" == states["20260101-000000-good"].state
+        assert "failed" == states["20260102-000000-bad"].state
+        assert "status.json is damaged" in states["20260102-000000-bad"].cause
+
     def test_newest_first_and_by_prefix(self, folder):
         """Without a name the newest; the start of an id is enough; an ambiguous one is refused."""
         for name in ("20260101-000000-a", "20260102-000000-b"):

@@ -50,10 +50,15 @@ class Status:
 
 
 def recorded(path: Path) -> Status:
-    """What the run directory `path` says; keys of a later version are left out."""
-    values = json.loads((path / "status.json").read_text())
+    """What the run directory `path` says; keys of a later version are left out, a damaged one is told as a failure."""
+    file = path / "status.json"
     known = {field.name for field in fields(Status)}
-    return Status(**{key: value for key, value in values.items() if key in known})
+    try:
+        values = json.loads(file.read_text())
+        return Status(**{key: value for key, value in values.items() if key in known})
+    except (ValueError, TypeError, AttributeError) as error:  # one damaged run must not hide the others
+        when = file.stat().st_mtime
+        return Status("failed", 0, 0, when, when, 0, "", 0.0, cause=f"its status.json is damaged ({error})")
 
 
 def read(path: Path) -> Status:
