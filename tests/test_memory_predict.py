@@ -71,15 +71,16 @@ class TestPublishedRuns:
         """Holding the outputs through the backward costs exactly the 16-bit logits."""
         loop = Program.plain_loop(holds_outputs="no", set_to_none=False)
         options = {"batch": 2, "seq": 256, "checkpointing": False}
-        freed = predict(llama(), program=loop, **options).allocated_gib
-        held = predict(llama(), program=loop.but(holds_outputs="backward"), **options).allocated_gib
+        config = llama(num_hidden_layers=2)
+        freed = predict(config, program=loop, **options).allocated_gib
+        held = predict(config, program=loop.but(holds_outputs="backward"), **options).allocated_gib
         assert 2 * 256 * 2048 * 2 / 2**30 == pytest.approx(held - freed, rel=1e-3)
 
 
 class TestPrediction:
     def test_parts_add_up_and_the_peak_has_a_place(self):
         """The parts are the allocated peak; phase and operator are named; the range holds the device's figure."""
-        found = predict(llama(), peft_config=lora(), quantization_config=nf4(), batch=2, seq=256)
+        found = predict(llama(num_hidden_layers=6), peft_config=lora(), quantization_config=nf4(), batch=2, seq=256)
         assert found.allocated_gib == pytest.approx(sum(found.parts.values()))
         assert found.peak is not None
         assert found.peak.phase in {"forward", "backward", "optimizer"}
@@ -92,36 +93,50 @@ class TestPrediction:
         """Two shallow runs, extrapolated, give the bytes of the run at full depth."""
         from nbkit.memory import depth, fake, step
 
-        config = llama()
+        config = llama(num_hidden_layers=6)
         job = step.Job(fake.Wanted(config, "bfloat16", peft_config=lora()), Program.trl(), 2, 256, {}, accumulates=True)
         chosen = depth.depths(config, list)
         assert (3, 5) == chosen.shallow
+        assert 6 == chosen.full
         shallow = depth.peak([step.run(job, layers, edge=chosen.edge).tally for layers in chosen.to_run], chosen)
         whole = step.run(job, None).tally.peak[1].live
         assert whole == pytest.approx(shallow.live, rel=1e-4)
 
     def test_the_fused_head_never_holds_the_logits(self):
         """TRL's loss needs less than the plain one by at least the logits' 12 bytes, where the vocabulary is large."""
-        config = llama(vocab_size=64000)
+        config = llama(vocab_size=64000, num_hidden_layers=2)
         fused = predict(config, peft_config=lora(), batch=2, seq=512).allocated_gib
         plain = predict(config, peft_config=lora(), batch=2, seq=512, program=Program.trl().but(loss="plain"))
         assert 0.5 < plain.allocated_gib - fused
 
     def test_checkpointing_and_four_bits_save(self):
         """Checkpointing keeps fewer activations, NF4 smaller weights; both are seen in their own part."""
-        config = llama(hidden_size=512, intermediate_size=2048)
+        config = llama(hidden_size=512, intermediate_size=2048, num_hidden_layers=3, vocab_size=512)
         kept = predict(config, peft_config=lora(), batch=2, seq=512, checkpointing=False)
         saved = predict(config, peft_config=lora(), batch=2, seq=512, checkpointing=True)
         packed = predict(config, peft_config=lora(), quantization_config=nf4(), batch=2, seq=512, checkpointing=True)
         assert kept.parts["activations"] > 2 * saved.parts["activations"]
         assert saved.parts["weights"] > 2 * packed.parts["weights"]
 
+    def test_a_chunked_loss_needs_less_than_the_plain_one(self):
+        """The log-softmax's copy exists a piece at a time; a head in pieces has no whole logits, which are 2 bytes each."""
+        options = {"batch": 1, "seq": 512, "checkpointing": False}
+        config, logits = llama(num_hidden_layers=1, vocab_size=32000), 512 * 32000 / 2**30
+        programs = (
+            Program.plain_loop(holds_outputs="no"),
+            Program.plain_loop(holds_outputs="no", loss="chunked", chunk=64),
+            Program.plain_loop(holds_outputs="no", loss="chunked", chunk=64, chunked_head=True),
+        )
+        plain, chunked, headed = (predict(config, program=one, **options).allocated_gib for one in programs)
+        assert 2 * logits < plain - chunked
+        assert headed <= chunked
+
     @pytest.mark.parametrize("optimizer", ["adamw fused", "adamw 8-bit", "adamw paged 8-bit", "adamw paged", "adamw"])
     def test_optimizers(self, optimizer):
         """Every optimizer steps on fakes; paged states count for the device's high end only."""
         options = {"batch": 1, "seq": 64, "checkpointing": False}
         program = Program.plain_loop(optimizer=optimizer)
-        found = predict(llama(num_hidden_layers=4, hidden_size=512), program=program, **options)
+        found = predict(llama(num_hidden_layers=1, hidden_size=512), program=program, **options)
         paged = [note for note in found.notes if "Paged" in note]
         assert ("paged" in optimizer) == bool(paged)
 
@@ -135,7 +150,7 @@ class TestPrediction:
                 per_device_train_batch_size=3, max_length=96, use_cpu=True, bf16=False, report_to=[],
                 gradient_accumulation_steps=2, optim="adamw_torch",
             )  # fmt: skip
-        found = predict(llama(num_hidden_layers=4), args, peft_config=lora(), gpu="T4")
+        found = predict(llama(num_hidden_layers=1), args, peft_config=lora(), gpu="T4")
         assert (3, 96) == (found.batch, found.seq)
         assert "trl.SFTTrainer" == found.program.name
 
@@ -156,8 +171,22 @@ class TestBadInput:
 
     def test_longer_than_the_positions(self):
         """A rotary model is answered, with the doubt said."""
-        found = predict(llama(num_hidden_layers=2), peft_config=lora(), seq=600)
+        found = predict(llama(num_hidden_layers=1), peft_config=lora(), seq=600)
         assert any("512 positions" in note for note in found.notes)
+
+    def test_what_is_not_predicted_is_refused(self):
+        """Activations in RAM and a chunked head under autocast are errors that say so, no silent guess."""
+        from types import SimpleNamespace
+
+        for options in ({"activation_offloading": True}, {"activation_checkpointing": True, "offload": True}):
+            args = SimpleNamespace(
+                per_device_train_batch_size=1, max_length=64, gradient_accumulation_steps=1, **options,
+                activation_checkpointing_kwargs={"offload": options.get("offload", False)}, packing_strategy="bfd",
+            )  # fmt: skip
+            with pytest.raises(NbkitError, match="not predicted"):
+                predict(llama(num_hidden_layers=1), args, peft_config=lora())
+        with pytest.raises(NbkitError, match="chunked_head"):
+            Program.torchtune(autocast="bfloat16")
 
     def test_an_object_that_is_no_model(self):
         """The error says what predict takes."""

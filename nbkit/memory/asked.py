@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nbkit.errors import NbkitError
-from nbkit.memory.program import Program
+from nbkit.memory.program import Program, refuse_offloading
 from nbkit.memory.source import Source
 
 DEFAULT_LENGTH = 1024  # SFTConfig.max_length of TRL 1.16
@@ -39,6 +39,7 @@ def read(
     program: Program,
     *,
     full: bool,
+    quantization: Any,
     dataset: Any,
     batch: int | None,
     seq: int | None,
@@ -75,7 +76,9 @@ def read(
         accumulates=_positive("gradient_accumulation_steps", getattr(args, "gradient_accumulation_steps", 1)) > 1,
         packed=padding_free,
         device=where,
-        dtype=_dtype(dtype, args, source, program, full=full, notes=notes),
+        dtype=_dtype(
+            dtype, args, source, program, full=full, quantization=quantization, on_cpu=where == "cpu", notes=notes
+        ),
         notes=tuple(notes),
     )
 
@@ -163,12 +166,31 @@ def _checkpointing(args: Any, program: Program) -> dict[str, Any] | None:
     options = getattr(args, "activation_checkpointing_kwargs", None) or getattr(
         args, "gradient_checkpointing_kwargs", None
     )
-    return {key: value for key, value in (options or {}).items() if key != "selective"}
+    refuse_offloading((options or {}).get("offload"))
+    return {key: value for key, value in (options or {}).items() if key not in {"selective", "offload"}}
 
 
-def _dtype(chosen: str | None, args: Any, source: Source, program: Program, *, full: bool, notes: list[str]) -> str:
+def _computes_in_fp32(quantization: Any) -> bool:
+    computes = getattr(quantization, "bnb_4bit_compute_dtype", None)
+    return bool(getattr(quantization, "load_in_4bit", False)) and str(computes) == "torch.float32"
+
+
+def _dtype(
+    chosen: str | None,
+    args: Any,
+    source: Source,
+    program: Program,
+    *,
+    full: bool,
+    quantization: Any,
+    on_cpu: bool,
+    notes: list[str],
+) -> str:
     initial = (getattr(args, "model_init_kwargs", None) or {}).get("dtype")
     name = chosen or (str(initial).removeprefix("torch.") if initial is not None else None)
+    if name in {None, "auto"} and on_cpu and _computes_in_fp32(quantization):
+        notes.append("Weights in float32, in which the 4-bit maps compute; give dtype=... if you load them otherwise.")
+        name = "float32"
     if name in {None, "auto"}:
         name = source.dtype
         if name is None:

@@ -225,23 +225,17 @@ def _to_fake(model: Any, mode: Any, quantization: Any, compute: Any) -> None:
             made[key] = torch.nn.Parameter(data, requires_grad=tensor.requires_grad) if is_parameter else data
         return made[key]
 
+    def replaced(module: Any, parameter: Any) -> Any:
+        kind = type(parameter).__name__
+        if kind == "Params4bit":
+            return _four_bit(module, parameter, mode, quantization, compute)
+        return _eight_bit(module, parameter, mode) if kind == "Int8Params" else fake(parameter)
+
     for module in model.modules():
-        kind = type(module).__name__
-        for name, parameter in list(module._parameters.items()):  # noqa: SLF001 - how torch's own _apply does it
-            if parameter is None:
-                continue
-            four = name == "weight" and type(parameter).__name__ == "Params4bit"
-            eight = name == "weight" and type(parameter).__name__ == "Int8Params"
-            if four:
-                module._parameters[name] = _four_bit(module, parameter, mode, quantization, compute)  # noqa: SLF001
-            elif eight:
-                module._parameters[name] = _eight_bit(module, parameter, mode)  # noqa: SLF001
-            else:
-                module._parameters[name] = fake(parameter)  # noqa: SLF001
-        for name, buffer in list(module._buffers.items()):  # noqa: SLF001
-            if buffer is not None:
-                module._buffers[name] = fake(buffer)  # noqa: SLF001
-        if kind.endswith("RotaryEmbedding") and torch.is_tensor(getattr(module, "original_inv_freq", None)):
+        parameters, buffers = module._parameters, module._buffers  # noqa: SLF001 - how torch's own _apply does it
+        parameters.update({name: replaced(module, one) for name, one in parameters.items() if one is not None})
+        buffers.update({name: fake(one) for name, one in buffers.items() if one is not None})
+        if torch.is_tensor(getattr(module, "original_inv_freq", None)):  # rotary embeddings keep it beside the buffer
             module.original_inv_freq = fake(module.original_inv_freq)
 
 

@@ -23,19 +23,26 @@ def stand_ins(tracker: Any, *, device: str, scored: float = 1.0) -> dict[str, Ca
     Args:
         scored: Share of the positions that the fused head computes: on a GPU only those with a label.
     """
+    table = {**_quantised(tracker), "aten::index": _picked(scored)}
+    if device == "cuda":
+        table["aten::_scaled_dot_product_flash_attention_for_cpu_backward"] = _attention_backward(tracker)
+    return table
+
+
+def _quantised(tracker: Any) -> dict[str, Callable[..., Any]]:
+    """bitsandbytes' products."""
     import torch
 
     def four_bit(func: Any, args: Any, kwargs: Any) -> Any:
         # bitsandbytes 0.50: backends/cuda/ops.py `_dequant_linear_fallback`, taken for more than 1536 rows at once and
         # for most shapes above 512; backends/default/ops.py on a CPU.
-        hidden, _, shape, absmax = args[:4]
+        hidden, _, shape = args[:3]
         nested = kwargs.get("absmax_8bit")
         scratch = [torch.empty(tuple(shape), dtype=hidden.dtype)]
         if nested is not None:
             scratch += [torch.empty(nested.shape, dtype=torch.float32), torch.empty(nested.shape, dtype=torch.float32)]
         out = hidden.new_empty((*hidden.shape[:-1], shape[0]))
         tracker.hold("bitsandbytes::gemm_4bit", *scratch, out)
-        del absmax
         return out
 
     def eight_bit_quantise(func: Any, args: Any, kwargs: Any) -> Any:
@@ -58,8 +65,18 @@ def stand_ins(tracker: Any, *, device: str, scored: float = 1.0) -> dict[str, Ca
         tracker.hold("bitsandbytes::int8_mixed_scaled_mm", product, half, out)
         return out, hidden.new_empty((hidden.shape[0], _outliers(hidden)))
 
+    return {
+        "bitsandbytes::gemm_4bit": four_bit,
+        "bitsandbytes::int8_vectorwise_quant": eight_bit_quantise,
+        "bitsandbytes::int8_mixed_scaled_mm": eight_bit_product,
+    }
+
+
+def _picked(scored: float) -> Callable[..., Any]:
+    """hidden_states[mask]: how many are picked depends on the data, which a fake does not have."""
+    import torch
+
     def picked(func: Any, args: Any, kwargs: Any) -> Any:
-        # hidden_states[mask]: how many are picked depends on the data, which a fake does not have.
         tensor, indices = args[:2]
         mask = indices[0] if indices else None
         if mask is None or mask.dtype not in {torch.bool, torch.uint8}:
@@ -67,8 +84,14 @@ def stand_ins(tracker: Any, *, device: str, scored: float = 1.0) -> dict[str, Ca
         count = max(1, round(mask.numel() * scored))
         return tensor.new_empty((count, *tensor.shape[mask.dim() :]))
 
+    return picked
+
+
+def _attention_backward(tracker: Any) -> Callable[..., Any]:
+    """flash_api.cpp `mha_bwd`: fp32 sums for dq, softmax_d, and full-headed dk, dv where heads share keys."""
+    import torch
+
     def attention_backward(func: Any, args: Any, kwargs: Any) -> Any:
-        # flash_api.cpp `mha_bwd`: fp32 sums for dq, softmax_d, and full-headed dk, dv where heads share keys.
         query, key = args[1], args[2]
         batch, heads, rows, width = query.shape
         rows, width = -(-rows // 128) * 128, -(-width // 32) * 32
@@ -82,15 +105,7 @@ def stand_ins(tracker: Any, *, device: str, scored: float = 1.0) -> dict[str, Ca
         tracker.hold("flash attention backward", *scratch, *out)
         return out
 
-    table: dict[str, Callable[..., Any]] = {
-        "bitsandbytes::gemm_4bit": four_bit,
-        "bitsandbytes::int8_vectorwise_quant": eight_bit_quantise,
-        "bitsandbytes::int8_mixed_scaled_mm": eight_bit_product,
-        "aten::index": picked,
-    }
-    if device == "cuda":
-        table["aten::_scaled_dot_product_flash_attention_for_cpu_backward"] = attention_backward
-    return table
+    return attention_backward
 
 
 def _outliers(hidden: Any) -> int:

@@ -56,7 +56,16 @@ def predicted(
     if gpu is not None and device is None:
         device = "cuda"
     asked = asking.read(
-        args, found, habits, full=peft_config is None, dataset=dataset, batch=batch, seq=seq, dtype=dtype, device=device
+        args,
+        found,
+        habits,
+        full=peft_config is None,
+        quantization=quantization_config,
+        dataset=dataset,
+        batch=batch,
+        seq=seq,
+        dtype=dtype,
+        device=device,
     )
     if checkpointing is not None:
         asked = dataclasses.replace(asked, checkpointing=(asked.checkpointing or {}) if checkpointing else None)
@@ -158,7 +167,7 @@ def _reserved(
         return found
 
     try:
-        replayed = Reserved(Traces(traced), asked.lengths, job.batch)
+        replayed = Reserved(Traces(traced), asked.lengths, job.batch, empty_every=int(job.program.empties_cache))
         share = replayed.reserved_gib / replayed.fixed.allocated_gib
     except _NoTraceError:
         return allocated * (1 + VARYING_SHARE), [

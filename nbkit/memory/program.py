@@ -44,7 +44,6 @@ class Program:
         input_grads: Embeddings ask for gradients under checkpointing with adapters (enable_input_require_grads).
         set_to_none: `zero_grad` frees the gradient buffers; False keeps them, filled with zeros.
         optimizer: Which kernel steps. Of `foreach` and plain AdamW only the first makes a copy of all it trains.
-        optimizer_in_backward: Each parameter steps when its gradient is there, and the gradient is freed.
         autocast: Format of automatic mixed precision, or None where the loop uses none.
         adapter_dtype: Format of the trained adapters; None leaves what PEFT made (float32).
         casts_quantised_adapters: Adapters on quantised weights become bfloat16 (TRL).
@@ -53,10 +52,12 @@ class Program:
         head_quantised: 4-bit loading quantises the output head too (LitGPT); transformers leaves it in 16 bit.
         untied: Embedding and head are two matrices even where the config ties them.
         extra_4bit_copy: bitsandbytes before 0.43.2 kept one more activation a quantised linear map (PR 1270).
-        empties_cache: The loop calls torch.cuda.empty_cache() now and then: less is reserved.
-        activation_offloading: Checkpointed activations wait in RAM.
+        empties_cache: The loop calls torch.cuda.empty_cache() after each step. It changes what is reserved over batches
+            of different lengths; within one step nothing is given back.
         exact: nbkit runs this very code; otherwise the program is an approximation by transformers' model code.
         bar: Share of the allocated peak by which the answer may be off, from how the program is known.
+
+    Not covered: the optimizer's step inside of the backward, activations offloaded to RAM.
     """
 
     name: str = "transformers.Trainer"
@@ -68,7 +69,6 @@ class Program:
     input_grads: bool = False
     set_to_none: bool = True
     optimizer: Optimizer = "adamw"
-    optimizer_in_backward: bool = False
     autocast: Literal["bfloat16", "float16"] | None = None
     adapter_dtype: Literal["bfloat16", "float16", "float32"] | None = None
     casts_quantised_adapters: bool = False
@@ -78,7 +78,6 @@ class Program:
     untied: bool = False
     extra_4bit_copy: bool = False
     empties_cache: bool = False
-    activation_offloading: bool = False
     exact: bool = True
     bar: float = 0.03
 
@@ -87,6 +86,12 @@ class Program:
             raise NbkitError(f"chunk={self.chunk}: a piece of the loss has at least one token.", exit_code=2)
         if not 0 <= self.bar < 1:
             raise NbkitError(f"bar={self.bar}: it is a share of the peak, from 0 to 1.", exit_code=2)
+        if self.chunked_head and (self.loss != "chunked" or self.autocast or self.model_code != "transformers"):
+            raise NbkitError(
+                "chunked_head goes with loss='chunked', transformers' model code and no autocast.",
+                hint="Program.torchtune()      or Program.litgpt(), whose head is in pieces by itself",
+                exit_code=2,
+            )
 
     def but(self, **changes: Any) -> Program:
         """The same program with some habits changed."""
@@ -105,7 +110,7 @@ class Program:
     @classmethod
     def trl(cls, args: Any = None) -> Program:
         """TRL's SFTTrainer (1.16: fused head, checkpointing unless refused, bf16 adapters on quantised weights)."""
-        offloading = bool(getattr(args, "activation_offloading", False))
+        refuse_offloading(getattr(args, "activation_offloading", False))
         smoothing = bool(getattr(args, "label_smoothing_factor", 0))
         return cls(
             name="trl.SFTTrainer",
@@ -115,7 +120,6 @@ class Program:
             outputs_to_fp32=_autocast(args, default="bfloat16") is not None,
             input_grads=True,
             casts_quantised_adapters=True,
-            activation_offloading=offloading,
         )
 
     @classmethod
@@ -160,10 +164,20 @@ class Program:
     def torchtune(cls, **habits: Any) -> Program:
         """torchtune's single-device recipes, their model approximated by transformers'."""
         kept: dict[str, Any] = {
-            "name": "torchtune", "loss": "chunked", "chunk": 1024, "optimizer": "adamw fused",
+            "name": "torchtune", "loss": "chunked", "chunk": 1024, "chunked_head": True, "optimizer": "adamw fused",
             "adapter_dtype": "bfloat16", "exact": False, "bar": 0.15, **habits,
         }  # fmt: skip
         return cls(**kept)
+
+
+def refuse_offloading(asked: Any) -> None:
+    """Raises: NbkitError (exit code 2) where activations would wait in RAM."""
+    if asked:
+        raise NbkitError(
+            "Offloading activations to RAM is not predicted: what returns in time for the backward is not known.",
+            hint="predict without it; that answer is the most the run can take",
+            exit_code=2,
+        )
 
 
 def _autocast(args: Any, default: Literal["bfloat16"] | None) -> Literal["bfloat16", "float16"] | None:

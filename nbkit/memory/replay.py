@@ -245,6 +245,7 @@ class Reserved:
         batch: Rows a step.
         steps: How many are replayed; twice as many changed the answer by 2 % (docs/log.md).
         levels: Different lengths at most; more cost time and change little.
+        empty_every: Steps between two calls of torch.cuda.empty_cache(); 0 for none.
     """
 
     def __init__(
@@ -256,13 +257,16 @@ class Reserved:
         steps: int = STEPS,
         seed: int = 0,
         levels: int = 8,
+        empty_every: int = 0,
     ) -> None:
-        self._traces = traces
+        self._traces, self._empty_every = traces, empty_every
         self._plan = functools.partial(schedule, lengths, batch, steps=steps, seed=seed, levels=levels)
         traces.prepare(self._plan("shortest first"))
 
     def _go(self, order: Order, settings: Settings | None = None) -> Replay:
-        return replay([self._traces.at(tokens) for tokens in self._plan(order)], settings)
+        return replay(
+            [self._traces.at(tokens) for tokens in self._plan(order)], settings, empty_every=self._empty_every
+        )
 
     @functools.cached_property
     def fixed(self) -> Replay:

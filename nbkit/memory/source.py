@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,7 +153,7 @@ def _cached(name: str) -> bool:
 
 def _refuse_code(place: str, *, trust_remote_code: bool) -> None:
     """Custom code is run only where the user says so."""
-    if trust_remote_code or not os.path.isdir(place):
+    if trust_remote_code or not Path(place).is_dir():
         return
     try:
         stored = json.loads((Path(place) / "config.json").read_text(encoding="utf-8"))

@@ -79,7 +79,7 @@ def run(job: Job, layers: int | None, *, edge: int = 2, trace: bool = False) -> 
             optimizer = optimizers.make(program, model, job.args, mode=built.mode)
         with fake.quiet(), kernels.as_on(job.device) as doubts, built.mode, tracker:
             stepper = _Stepper(model, job, optimizer, tracker)
-            if trace or program.holds_outputs == "next" or program.optimizer_in_backward:
+            if trace or program.holds_outputs == "next":
                 stepper.step(2 if job.accumulates and trace else 1)
             else:
                 stepper.warm_up()
@@ -132,48 +132,57 @@ def _has_adapters(model: Any) -> bool:
 
 def _prepare(model: Any, job: Job, *, adapted: bool) -> None:
     """What the program does to the model before the first step."""
-    import torch
-
     program = job.program
     if program.attention == "flash":
-        model.config._attn_implementation = kernels.register_flash()  # noqa: SLF001 - what set_attn_implementation sets
-        for module in model.modules():
-            config = getattr(module, "config", None)
-            if config is not None and hasattr(config, "_attn_implementation"):
-                config._attn_implementation = "nbkit_flash"  # noqa: SLF001
+        _use_flash(model)
     if program.extra_4bit_copy:
         kernels.keep_inputs_of_4bit(model)
     if program.model_code == "litgpt":
         model.gradient_checkpointing = job.checkpointing is not None
     elif job.checkpointing is not None:
-        options = dict(job.checkpointing)
-        extra = {name: options.pop(name) for name in ("every_n_layers", "offload") if name in options}
-        options.setdefault("use_reentrant", False)
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        if adapted:  # PeftModel forwards unknown names to the base model
-            enable = getattr(model.base_model.model, "activation_checkpointing_enable", enable)
-        extra.pop("offload", None)
-        enable(options, **extra)
-        if adapted and program.input_grads:
-            model.enable_input_require_grads()
-    base = model.get_base_model() if adapted else model
+        _checkpoint(model, job, adapted=adapted)
     if _fused(job):
         from trl.trainer.utils import add_fused_lm_head
 
-        add_fused_lm_head(base, outputs=("log_probs", "entropy", "is_top1"))
+        add_fused_lm_head(model.get_base_model() if adapted else model, outputs=("log_probs", "entropy", "is_top1"))
     if program.autocast:
-        forward = model.forward
-        dtype = getattr(torch, program.autocast)
+        _autocast(model, program)
 
-        def mixed(*args: Any, **kwargs: Any) -> Any:
-            with torch.autocast("cpu", dtype=dtype):
-                return forward(*args, **kwargs)
 
-        model.forward = mixed
-        if program.outputs_to_fp32:
-            from accelerate.utils.operations import convert_outputs_to_fp32
+def _use_flash(model: Any) -> None:
+    name = kernels.register_flash()
+    configs = [model.config, *(getattr(module, "config", None) for module in model.modules())]
+    for config in configs:
+        if hasattr(config, "_attn_implementation"):
+            config._attn_implementation = name  # noqa: SLF001 - what set_attn_implementation sets
 
-            model.forward = convert_outputs_to_fp32(mixed)
+
+def _checkpoint(model: Any, job: Job, *, adapted: bool) -> None:
+    options = {name: value for name, value in (job.checkpointing or {}).items() if name != "offload"}
+    extra = {"every_n_layers": options.pop("every_n_layers")} if "every_n_layers" in options else {}
+    options.setdefault("use_reentrant", False)
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    if adapted:  # PeftModel forwards unknown names to the base model
+        enable = getattr(model.base_model.model, "activation_checkpointing_enable", enable)
+    enable(options, **extra)
+    if adapted and job.program.input_grads:
+        model.enable_input_require_grads()
+
+
+def _autocast(model: Any, program: Program) -> None:
+    import torch
+
+    forward, dtype = model.forward, getattr(torch, str(program.autocast))
+
+    def mixed(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast("cpu", dtype=dtype):
+            return forward(*args, **kwargs)
+
+    model.forward = mixed
+    if program.outputs_to_fp32:
+        from accelerate.utils.operations import convert_outputs_to_fp32
+
+        model.forward = convert_outputs_to_fp32(mixed)
 
 
 def _fused(job: Job) -> bool:
@@ -194,11 +203,6 @@ class _Stepper:
 
     def _has_grad(self, parameter: Any) -> None:
         self.tracker.adopt(parameter.grad, "gradients")
-        if self.job.program.optimizer_in_backward:
-            self._step_one(parameter)
-
-    def _step_one(self, parameter: Any) -> None:
-        raise NotImplementedError(parameter)
 
     def warm_up(self) -> None:
         """Make the optimizer's states, and the gradient buffers where the program keeps them."""
@@ -266,8 +270,28 @@ class _Stepper:
             outputs = self.model(**inputs, use_cache=False, fused_lm_head=True)
             per_token = -outputs.log_probs
             return outputs, per_token.sum() / inputs["labels"].numel()
+        if program.loss == "chunked" and self.job.wanted.task == "causal":
+            return self._chunked(inputs)
         outputs = self.model(**inputs)
         loss = outputs.loss
         if program.holds_outputs == "no":
             outputs = None
         return outputs, loss
+
+    def _chunked(self, inputs: dict[str, Any]) -> tuple[Any, Any]:
+        """Cross entropy in float32, `chunk` tokens at a time, and the head too where the program says so."""
+        import torch
+
+        program, targets = self.job.program, inputs["labels"]
+        plain = {name: one for name, one in inputs.items() if name != "labels"}
+        if program.chunked_head:
+            base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+            head, hidden = base.get_output_embeddings(), base.base_model(**plain, use_cache=False).last_hidden_state
+            pieces = [head(one) for one in hidden.split(program.chunk, dim=1)]
+        else:
+            pieces = list(self.model(**plain, use_cache=False).logits.split(program.chunk, dim=1))
+        losses = [
+            torch.nn.functional.cross_entropy(one.float().flatten(0, 1), target.flatten(), reduction="sum")
+            for one, target in zip(pieces, targets.split(program.chunk, dim=1), strict=True)
+        ]
+        return pieces if program.holds_outputs != "no" else None, torch.stack(losses).sum() / targets.numel()

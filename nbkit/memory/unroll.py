@@ -44,13 +44,7 @@ def _step(
     moments: Sequence[Moment], earlier: dict[int, _Name], middle: int, more: int, names: dict[_Name, int]
 ) -> tuple[list[tuple[int, int]], dict[int, _Name]]:
     """Events of one step at full depth, and the names of the shallow run's keys that are alive after it."""
-    shallow_names: dict[int, _Name] = {}
-    counts: dict[tuple[str, int], int] = {}
-    for one in moments:
-        if one.size:
-            place = (one.phase, one.layer)
-            shallow_names[one.key] = (*place, counts.get(place, 0))
-            counts[place] = counts.get(place, 0) + 1
+    shallow_names = _named(moments)
     events: list[tuple[int, int]] = []
     here: set[int] = set()
     past: set[int] = {names[name] for name in _all_deep(earlier, middle, more)} if earlier else set()
@@ -75,16 +69,24 @@ def _step(
 
     for (phase, layer), group in groupby(moments, key=lambda one: (one.phase, one.layer)):
         run = list(group)
-        if layer == -1:
-            for one in run:
-                emit(one, -1)
-            continue
-        repeats = range(middle, middle + more + 1) if layer == middle else (layer + (more if layer > middle else 0),)
+        repeats = (-1,) if layer == -1 else _deep(layer, middle, more)
         for deep in reversed(repeats) if phase == "backward" else repeats:
             for one in run:
                 emit(one, deep)
     alive = {one.key for one in moments if one.size} - {one.key for one in moments if not one.size}
     return events, {one: shallow_names[one] for one in alive}
+
+
+def _named(moments: Sequence[Moment]) -> dict[int, _Name]:
+    """Name each tensor by where it was made and the how-manieth it is there."""
+    found: dict[int, _Name] = {}
+    counts: dict[tuple[str, int], int] = {}
+    for one in moments:
+        if one.size:
+            place = (one.phase, one.layer)
+            found[one.key] = (*place, counts.get(place, 0))
+            counts[place] = counts.get(place, 0) + 1
+    return found
 
 
 def _all_deep(earlier: dict[int, _Name], middle: int, more: int) -> list[_Name]:
