@@ -103,7 +103,9 @@ def _say(root: Path, error: str, point: str | None, losses: dict[int, float], mo
 
 
 def child(function: Callable[..., None], root: Path, **arguments: Any) -> int:
-    """Fork and run `function(root)` there; it is killed with its parent. Returns: The child's pid."""
+    """Fork and run `function(root)` there; it is killed with its parent, and ends with 0, 1 after an exception, or as
+    SystemExit says. Returns: The child's pid.
+    """
     sys.stdout.flush()
     _done[:8] = bytes(8)
     parent = os.getpid()
@@ -122,6 +124,8 @@ def child(function: Callable[..., None], root: Path, **arguments: Any) -> int:
             os.dup2(silent, 2)
         function(root, **arguments)
         code = 0
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else 1
     finally:
         os._exit(code)
 
