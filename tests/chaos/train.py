@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import hashlib
 import json
 import mmap
@@ -38,11 +39,20 @@ def warm() -> None:
     logging.disable_progress_bar()
     import tempfile
 
-    import nbkit.training.worker  # noqa: F401 - loaded for the children
+    # What a first training imports and compiles, no child has to.
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+        before = os.environ.get("NBKIT_RUNS")
+        os.environ["NBKIT_RUNS"] = folder
+        from nbkit import training
 
-    with tempfile.TemporaryDirectory() as folder:  # what a first training imports and compiles, no child has to
-        warmed = little.trainer(folder, max_steps=1, save_steps=1)
-        warmed.train()
+        training.start(little.trainer(max_steps=2, save_steps=1, save_total_limit=1)).wait(100)
+        if before is None:
+            del os.environ["NBKIT_RUNS"]
+        else:
+            os.environ["NBKIT_RUNS"] = before
+    # A child that looks for garbage would copy every page it looks at.
+    gc.collect()
+    gc.freeze()
 
 
 def trainer(folder: Path | str = "unused", **arguments: Any) -> Any:
