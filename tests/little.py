@@ -5,6 +5,8 @@ A whole run takes a fraction of a second, so the tests of stops, faults and resu
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,27 @@ def tokenizer() -> Any:
     made = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
     made.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
     return made
+
+
+def leave_nothing(folder: Path) -> None:
+    """End every run of `folder`, those in threads of this process and those in processes of their own."""
+    import psutil
+
+    from nbkit.training import runs
+
+    found = runs(folder)
+    for run in found:
+        (run.path / "STOP").touch()
+        run.unpause()
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "nbkit.training.script" in words and any(str(folder) in word for word in words):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+                process.wait(30)
+    names = {run.id for run in found}
+    for thread in [thread for thread in threading.enumerate() if thread.name in names]:
+        thread.join(60)
 
 
 def losses(run: Any) -> dict[int, float]:

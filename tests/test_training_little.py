@@ -19,8 +19,6 @@ from nbkit.training import checkpoint, manifest, oom
 from nbkit.training.run import Run
 
 pytestmark = pytest.mark.train
-# From the click to the end of the loop the goal is 0.5 s and the step; these tests run on busy machines.
-SOON_S = 5.0
 
 
 @pytest.fixture(autouse=True)
@@ -29,13 +27,7 @@ def _own_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("NBKIT_RUNS", str(tmp_path / "runs"))
     monkeypatch.chdir(tmp_path)
     yield
-    for run in training.runs():
-        if run.status.active:
-            run.unpause()
-            run.stop()
-            until = time.monotonic() + 60
-            while run.status.active and time.monotonic() < until:
-                time.sleep(0.05)
+    little.leave_nothing(tmp_path / "runs")
 
 
 def until(true, within_s=60.0):
@@ -166,23 +158,21 @@ def trainer_root(trainer):
 class TestStop:
     def test_in_the_middle_of_an_evaluation(self, whole):
         """A long evaluation is broken off; the checkpoint is valid, and the resumed run is the undisturbed one."""
-        trainer = again(per_device_eval_batch_size=1)  # 16 s of evaluation
+        trainer = again(per_device_eval_batch_size=1)  # 16 steps of evaluation
         step = trainer.prediction_step
-        evaluating = threading.Event()
+        evaluating, seen = threading.Event(), []
 
         def slow(*args, **options):
-            evaluating.set()
+            seen.append(evaluating.set())
             time.sleep(1.0)
             return step(*args, **options)
 
         trainer.prediction_step = slow
         run = training.start(trainer)
         assert evaluating.wait(60)
-        began = time.monotonic()
         run.stop()
         assert "stopped" == run.wait(60).status.state
-        assert time.monotonic() - began < 1.0 + SOON_S
-        assert 4 == run.status.step
+        assert (4, True) == (run.status.step, len(seen) < 16)
         done = training.start(again(per_device_eval_batch_size=1), resume="auto").wait(120)
         assert (run.path, "done") == (done.path, done.status.state)
         assert whole == (little.losses(done), little.weights(done))
@@ -201,10 +191,8 @@ class TestStop:
         trainer.model.lm_head.register_forward_hook(endless)
         run = training.start(trainer, samples=["w3 w4"], sample_tokens=10_000)
         until(lambda: run.status.doing == "answering the samples")
-        began = time.monotonic()
         run.stop()
-        run.wait(60)
-        assert time.monotonic() - began < SOON_S
+        run.wait(60)  # the whole answer would take 1,000 s
         assert ("stopped", []) == (run.status.state, run.samples())
 
     def test_of_a_limit_of_one_keeps_what_to_go_on_from(self, whole):
@@ -220,7 +208,7 @@ class TestStop:
 
     def test_leaves_the_trainer_as_it_was(self):
         """Our callbacks and methods are gone after the run, so that evaluating in the notebook is only that."""
-        trainer = little.trainer(save_total_limit=2)
+        trainer = little.trainer(save_total_limit=2, max_steps=2)
         before = (list(trainer.callback_handler.callbacks), set(vars(trainer)) & {"_evaluate", "_save_checkpoint"})
         run = training.start(trainer).wait(60)
         trainer.evaluate()
@@ -320,12 +308,19 @@ class TestNotFinite:
 
 
 class TestOutOfMemory:
+    @pytest.fixture(scope="class")
+    def undisturbed(self, tmp_path_factory):
+        """The losses with memory enough."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("NBKIT_RUNS", str(tmp_path_factory.mktemp("undisturbed")))
+            trainer = little.trainer(given=little.model(attention_dropout=0.0), save_strategy="no")
+            return little.losses(training.start(trainer).wait(60))
+
     @pytest.mark.parametrize("at", [0, 3])
-    def test_goes_on_once_with_half_the_batch(self, at):
+    def test_goes_on_once_with_half_the_batch(self, undisturbed, at):
         """Torch's own error for more than 2 rows, from the start or in mid-run: same rows a step, nearly the same loss."""
         import torch
 
-        undisturbed = training.start(little.trainer(given=little.model(attention_dropout=0.0))).wait(60)
         trainer = little.trainer(given=little.model(attention_dropout=0.0), save_strategy="no")
         plain = trainer.compute_loss
 
@@ -339,8 +334,7 @@ class TestOutOfMemory:
         event = next(event for event in run.events() if event["event"] == "memory")
         assert "4 x 1 to 2 x 2" in event["batch"]
         assert ("checkpoint-3" if at else "the beginning") == event["goes_on_from"]
-        expected = little.losses(undisturbed)
-        assert expected == pytest.approx(little.losses(run), rel=1e-4)
+        assert undisturbed == pytest.approx(little.losses(run), rel=1e-4)
         assert (4, 1) == (trainer.args.per_device_train_batch_size, trainer.args.gradient_accumulation_steps)
 
     def test_a_second_time_fails_with_what_to_do(self):
@@ -412,7 +406,7 @@ class TestResume:
 class TestSamples:
     def test_answers_are_noted_and_change_nothing(self, whole):
         """Texts and conversations at each evaluation and at the end; losses and weights are those without them."""
-        trainer = again()
+        trainer = again(save_strategy="no")
         trainer.processing_class = little.tokenizer()
         prompts = ["w3 w4 w5", [{"role": "user", "content": "w9 w10"}]]
         run = training.start(trainer, samples=prompts, sample_tokens=5).wait(60)
@@ -450,7 +444,7 @@ class TestMirrors:
             def on_log(self, args, state, control, **_):
                 release.wait(60)
 
-        trainer = little.trainer()
+        trainer = little.trainer(save_strategy="no")
         for kind in (BrokenCallback, SlowCallback):
             kind.__module__ = "transformers.integrations.test"
             trainer.add_callback(kind)
@@ -482,7 +476,9 @@ class TestMirrors:
             return connect(self, address, *rest)
 
         monkeypatch.setattr(socket.socket, "connect", local_only)
-        run = training.start(little.trainer(report_to=["trackio"], project="p", run_name="r")).wait(120)
+        run = training.start(little.trainer(report_to=["trackio"], project="p", run_name="r", save_strategy="no")).wait(
+            120
+        )
         said = [event for event in run.events() if event["event"] in {"trackio", "mirror"}]
         assert ["no login for the Space someone/space: hf auth login"] == [event.get("why") for event in said]
         from trackio.sqlite_storage import SQLiteStorage

@@ -36,10 +36,8 @@ def losses(run):
 class TestStart:
     def test_returns_at_once_and_records_everything(self, folder):
         """The cell is free while training goes on; afterwards the directory holds the whole run."""
-        trainer = tiny.trainer(folder)
-        began = time.monotonic()
-        run = training.start(trainer, name="t")
-        assert time.monotonic() - began < 2
+        run = training.start(tiny.trainer(folder), name="t")
+        assert run.status.active
         run.wait(120)
         assert ("done", 4, 4) == (run.status.state, run.status.step, run.status.max_steps)
         assert [1, 2, 3, 4] == list(losses(run))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from importlib import metadata
@@ -16,13 +17,16 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate"
 
 def versions() -> dict[str, str | None]:
     """The packages that decide a training result."""
-    found: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+    return {package: _version(package) for package in PACKAGES}
+
+
+@functools.cache
+def _version(package: str) -> str | None:
+    """Looked up once: a look takes milliseconds, and what is imported does not change."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def circumstances(trainer: Any, data: dict[str, Any]) -> dict[str, Any]:

@@ -288,7 +288,7 @@ def table(tallies: list[Tally]) -> Table:
         (
             t.fault,
             {"ours": "nbkit", "plain": "Trainer"}[t.who],
-            t.seed,
+            str(t.seed),
             t.tried,
             t.inside if t.fault.startswith("kill") else None,
             t.unusable,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import hashlib
 import json
 import mmap
@@ -38,11 +39,20 @@ def warm() -> None:
     logging.disable_progress_bar()
     import tempfile
 
-    import nbkit.training.worker  # noqa: F401 - loaded for the children
+    # What a first training imports and compiles, no child has to.
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+        before = os.environ.get("NBKIT_RUNS")
+        os.environ["NBKIT_RUNS"] = folder
+        from nbkit import training
 
-    with tempfile.TemporaryDirectory() as folder:  # what a first training imports and compiles, no child has to
-        warmed = little.trainer(folder, max_steps=1, save_steps=1)
-        warmed.train()
+        training.start(little.trainer(max_steps=2, save_steps=1, save_total_limit=1)).wait(100)
+        if before is None:
+            del os.environ["NBKIT_RUNS"]
+        else:
+            os.environ["NBKIT_RUNS"] = before
+    # A child that looks for garbage would copy every page it looks at.
+    gc.collect()
+    gc.freeze()
 
 
 def trainer(folder: Path | str = "unused", **arguments: Any) -> Any:
@@ -103,7 +113,9 @@ def _say(root: Path, error: str, point: str | None, losses: dict[int, float], mo
 
 
 def child(function: Callable[..., None], root: Path, **arguments: Any) -> int:
-    """Fork and run `function(root)` there; it is killed with its parent. Returns: The child's pid."""
+    """Fork and run `function(root)` there; it is killed with its parent, and ends with 0, 1 after an exception, or as
+    SystemExit says. Returns: The child's pid.
+    """
     sys.stdout.flush()
     _done[:8] = bytes(8)
     parent = os.getpid()
@@ -122,6 +134,8 @@ def child(function: Callable[..., None], root: Path, **arguments: Any) -> int:
             os.dup2(silent, 2)
         function(root, **arguments)
         code = 0
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else 1
     finally:
         os._exit(code)
 
