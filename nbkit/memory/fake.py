@@ -135,6 +135,8 @@ def _skeleton(wanted: Wanted, config: Any, program: Program) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     auto = AutoModelForCausalLM if wanted.task == "causal" else AutoModelForSequenceClassification
+    if wanted.task != "causal" and getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = 0  # whoever trains a classifier on batches has set one
     if program.untied:
         config.tie_word_embeddings = False
     attention = "eager" if program.attention == "eager" else "sdpa"
@@ -177,7 +179,8 @@ def _adapt(model: Any, peft_config: Any) -> Any:
     from peft import get_peft_model
 
     try:
-        return get_peft_model(model, copy.deepcopy(peft_config), low_cpu_mem_usage=True)
+        with dora_without_weights():
+            return get_peft_model(model, copy.deepcopy(peft_config), low_cpu_mem_usage=True)
     except ValueError as error:
         message = str(error).splitlines()[0]
         if "arget modules" in message or "target_modules" in message:
@@ -188,6 +191,35 @@ def _adapt(model: Any, peft_config: Any) -> Any:
                 exit_code=2,
             ) from error
         raise NbkitError(f"PEFT refuses this adapter: {message}", exit_code=2) from error
+
+
+@contextlib.contextmanager
+def dora_without_weights() -> Iterator[None]:
+    """DoRA takes the norms of the weights; quantised ones have no values here, so a tensor of their shape is given."""
+    import torch
+
+    try:
+        from peft.tuners.lora import dora
+    except ImportError:
+        yield
+        return
+    before = getattr(dora, "dequantize_module_weight", None)
+    if before is None:
+        yield
+        return
+
+    def shaped(module: Any) -> Any:
+        weight, shape = module.weight, (module.out_features, module.in_features)
+        if type(weight).__name__ in {"Params4bit", "Int8Params"} or hasattr(weight, "SCB"):
+            return torch.empty(shape, dtype=torch.float32)
+        state = getattr(weight, "quant_state", None)
+        return before(module) if state is None else torch.empty(shape, dtype=state.dtype)
+
+    dora.dequantize_module_weight = shaped
+    try:
+        yield
+    finally:
+        dora.dequantize_module_weight = before
 
 
 def _is_linear(module: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -124,6 +125,11 @@ class Prediction:
         return self.table()._repr_html_()
 
 
+def is_installed(package: str) -> bool:
+    """Whether it can be imported; nothing is."""
+    return importlib.util.find_spec(package) is not None
+
+
 def predict(
     model: Any,
     args: Any = None,
@@ -161,8 +167,18 @@ def predict(
     Returns: A Prediction; it shows itself as a table.
     Raises: ModelError for a model that cannot be found or built; NbkitError (exit code 2) for nonsense values and for
         target modules that match nothing.
+    Without torch: the formula's answer for a dense decoder of known sizes, basis "formula"; what it does not cover is an
+        error that says so.
     Not covered: attention masks with holes, images, more than one device (nbkit.memory.distributed).
     """
+    if not is_installed("torch") or not is_installed("transformers"):
+        from nbkit.memory.by_formula import by_formula
+
+        return by_formula(
+            model, args, peft_config=peft_config, quantization_config=quantization_config, dataset=dataset,
+            program=program, batch=batch, seq=seq, dtype=dtype, checkpointing=checkpointing, accumulates=accumulates,
+            device=device,
+        )  # fmt: skip
     from nbkit.memory.predicted import predicted
 
     return predicted(

@@ -52,7 +52,7 @@ def predicted(
         dataset = dataset if dataset is not None else _tokenised(found.trainer)
     peft_config = peft_config if peft_config is not None else found.peft_config
     quantization_config = quantization_config if quantization_config is not None else found.quantization_config
-    habits = program if program is not None else Program.of(args)
+    habits, doubts = (program, ()) if program is not None else _habits(args, found)
     if gpu is not None and device is None:
         device = "cuda"
     asked = asking.read(
@@ -80,7 +80,27 @@ def predicted(
     job = Job(
         wanted, habits, asked.batch, asked.seq, asked.checkpointing, asked.accumulates, asked.packed, asked.device, args
     )
-    return answer(found, job, asked, gpu)
+    return answer(dataclasses.replace(found, notes=(*found.notes, *doubts)), job, asked, gpu)
+
+
+def _habits(args: Any, found: source.Source) -> tuple[Program, tuple[str, ...]]:
+    """The trainer's program with the attention that the model was or will be loaded with, and what is doubtful in it."""
+    program = Program.of(args)
+    doubts: list[str] = []
+    asked = (getattr(args, "model_init_kwargs", None) or {}).get("attn_implementation")
+    asked = str(asked or getattr(found.config, "_attn_implementation", None) or "sdpa")
+    if asked == "eager":
+        program = program.but(attention="eager")
+    elif "flash" in asked:
+        program = program.but(attention="flash")
+        doubts.append(f"{asked}: counted as flash attention within torch, which keeps the same tensors and no mask.")
+    elif asked != "sdpa":
+        doubts.append(f"{asked}: counted as sdpa.")
+    if getattr(args, "use_liger_kernel", False):
+        doubts.append(
+            "Liger's kernels do not run on fake tensors: the step is counted without them, which is the most it takes."
+        )
+    return program, tuple(doubts)
 
 
 def _on_cpu(program: Program) -> Program:
@@ -167,13 +187,19 @@ def _reserved(
         return found
 
     try:
-        replayed = Reserved(Traces(traced), asked.lengths, job.batch, empty_every=int(job.program.empties_cache))
-        share = replayed.reserved_gib / replayed.fixed.allocated_gib
+        replayed = Reserved(
+            Traces(traced), asked.lengths, job.batch, levels=3, empty_every=int(job.program.empties_cache)
+        ).random
     except _NoTraceError:
         return allocated * (1 + VARYING_SHARE), [
             f"The layers differ, so no trace was replayed: {VARYING_SHARE:.0%} are added for batches of varying length."
         ]
-    return allocated * max(share, 1.0), [f"Reserved: {len(asked.lengths):,} lengths replayed.", *replayed.advice]
+    share = replayed.reserved_gib / replayed.allocated_gib
+    said = (
+        f"Reserved: {replayed.steps} batches of the data's lengths in random order, replayed through a model of the "
+        f"allocator; {replayed.fragmentation:.0%} of it hold no tensor."
+    )
+    return allocated * max(share, 1.0), [said]
 
 
 class _NoTraceError(Exception):

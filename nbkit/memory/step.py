@@ -77,7 +77,7 @@ def run(job: Job, layers: int | None, *, edge: int = 2, trace: bool = False) -> 
     try:
         with fake.quiet():
             optimizer = optimizers.make(program, model, job.args, mode=built.mode)
-        with fake.quiet(), kernels.as_on(job.device) as doubts, built.mode, tracker:
+        with fake.quiet(), kernels.as_on(job.device) as doubts, fake.dora_without_weights(), built.mode, tracker:
             stepper = _Stepper(model, job, optimizer, tracker)
             if trace or program.holds_outputs == "next":
                 stepper.step(2 if job.accumulates and trace else 1)
