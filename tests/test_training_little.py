@@ -198,13 +198,9 @@ class TestStop:
     def test_of_a_limit_of_one_keeps_what_to_go_on_from(self, whole):
         """Trainer deletes the last checkpoint at the end of a run with save_total_limit=1 and a better one before it."""
         options = {"save_total_limit": 1, "metric_for_best_model": "loss", "greater_is_better": True}
-        trainer = again(**options)
-        run = training.start(trainer)
-        until(lambda: run.status.step >= 6)
-        run.stop()
-        run.wait(60)
+        run = little.stopped_at(again(**options), 7)
         last = manifest.checkpoints(run.path / "checkpoints")[0]
-        assert (f"checkpoint-{run.status.step}", "") == (last.name, manifest.wrong(last))
+        assert ("checkpoint-7", "") == (last.name, manifest.wrong(last))
 
     def test_leaves_the_trainer_as_it_was(self):
         """Our callbacks and methods are gone after the run, so that evaluating in the notebook is only that."""
@@ -359,12 +355,7 @@ class TestOutOfMemory:
 class TestResume:
     def test_a_damaged_checkpoint_is_skipped_and_said(self, whole):
         """The newest has a flipped bit: the one before is taken, and the run ends as the undisturbed one."""
-        run = training.start(again())
-        until(lambda: run.status.step >= 4)
-        run.stop()
-        run.wait(60)
-        if run.status.state == "done":
-            pytest.skip("it was done before the stop")
+        run = little.stopped_at(again(), 5)
         newest = manifest.checkpoints(run.path / "checkpoints")[0]
         file = newest / "optimizer.pt"
         file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
@@ -375,12 +366,9 @@ class TestResume:
 
     def test_an_unfinished_run_of_another_recipe_is_not_left_behind(self):
         """auto refuses and names the difference; resume=None starts anew."""
-        run = training.start(little.trainer(max_steps=400), name="t")
-        until(lambda: run.status.step >= 2)
-        run.stop()
-        run.wait(60)
+        little.stopped_at(little.trainer(), 3, name="t")
         with pytest.raises(RunError, match=r"is unfinished (.|\n)*learning_rate: 0\.01, now 0\.02(.|\n)*resume=None"):
-            training.start(little.trainer(max_steps=400, learning_rate=0.02), name="t", resume="auto")
+            training.start(little.trainer(learning_rate=0.02), name="t", resume="auto")
         assert "done" == training.start(little.trainer(learning_rate=0.02), name="t").wait(60).status.state
 
     @pytest.mark.parametrize("argument", ["ignore_data_skip", "save_only_model"])
@@ -391,15 +379,10 @@ class TestResume:
 
     def test_the_newest_run_is_the_one_resumed_last(self):
         """Not the one with the latest name."""
-        first = training.start(little.trainer(max_steps=400), name="a")
-        until(lambda: first.status.step >= 2)
-        first.stop()
-        first.wait(60)
-        second = training.start(little.trainer(), name="b").wait(60)
+        first = little.stopped_at(little.trainer(), 7, name="a")
+        second = training.start(little.trainer(max_steps=1), name="b").wait(60)
         assert second.path == training.latest().path
-        again = training.start(little.trainer(max_steps=400), resume=first)
-        again.stop()
-        again.wait(60)
+        training.start(little.trainer(), resume=first).wait(60)
         assert first.path == training.latest().path
 
 
