@@ -303,15 +303,16 @@ class TestNotFinite:
         assert "checkpoint-2" == manifest.newest(run.path / "checkpoints")[0].name
 
 
-class TestOutOfMemory:
-    @pytest.fixture(scope="class")
-    def undisturbed(self, tmp_path_factory):
-        """The losses with memory enough."""
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("NBKIT_RUNS", str(tmp_path_factory.mktemp("undisturbed")))
-            trainer = little.trainer(given=little.model(attention_dropout=0.0), save_strategy="no")
-            return little.losses(training.start(trainer).wait(60))
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The losses of 8 steps without dropout, with memory enough."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NBKIT_RUNS", str(tmp_path_factory.mktemp("undisturbed")))
+        trainer = little.trainer(given=little.model(attention_dropout=0.0), save_strategy="no")
+        return little.losses(training.start(trainer).wait(60))
 
+
+class TestOutOfMemory:
     @pytest.mark.parametrize("at", [0, 3])
     def test_goes_on_once_with_half_the_batch(self, undisturbed, at):
         """Torch's own error for more than 2 rows, from the start or in mid-run: same rows a step, nearly the same loss."""
@@ -370,6 +371,19 @@ class TestResume:
         with pytest.raises(RunError, match=r"is unfinished (.|\n)*learning_rate: 0\.01, now 0\.02(.|\n)*resume=None"):
             training.start(little.trainer(learning_rate=0.02), name="t", resume="auto")
         assert "done" == training.start(little.trainer(learning_rate=0.02), name="t").wait(60).status.state
+
+    @pytest.mark.parametrize("lora", [True, False])
+    def test_a_run_killed_after_its_last_save_does_no_step_more(self, lora):
+        """All steps done, the result not kept yet: the resumed run only keeps it (plain Trainer would train a ninth)."""
+        options = {"lora": lora, "lr_scheduler_type": "constant", "save_steps": 8}
+        run = training.start(little.trainer(**options)).wait(60)
+        expected = little.losses(run), little.weights(run)
+        shutil.rmtree(run.adapter)
+        status = json.loads((run.path / "status.json").read_text())
+        (run.path / "status.json").write_text(json.dumps({**status, "state": "failed"}))
+        done = training.start(little.trainer(**options), resume="auto").wait(60)
+        assert (run.path, "done", 8) == (done.path, done.status.state, done.status.step)
+        assert expected == (little.losses(done), little.weights(done))
 
     @pytest.mark.parametrize("argument", ["ignore_data_skip", "save_only_model"])
     def test_what_breaks_it_is_refused(self, argument):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 
 import little
 import pytest
@@ -80,11 +81,13 @@ class TestStart:
         assert [] == [path for path in files if TOKEN.encode() in path.read_bytes()]
 
     def test_a_second_run_in_the_kernel_waits_its_turn(self):
-        """Two trainings in one process would fight for the device."""
-        first, second = little.trainer(max_steps=4000, save_strategy="no"), little.trainer()
-        run = training.start(first)
+        """Two trainings in one process would fight for the device; a trainer that is only built disturbs none."""
+        run = training.start(little.trainer(max_steps=4000, save_strategy="no"))
+        until = time.monotonic() + 60
+        while run.status.state == "waiting" and time.monotonic() < until:
+            time.sleep(0.01)
         with pytest.raises(RunError, match="still active"):
-            training.start(second)
+            training.start(little.trainer())
         run.stop()
         run.wait(120)
 
