@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,33 @@ def leave_nothing(folder: Path) -> None:
     names = {run.id for run in found}
     for thread in [thread for thread in threading.enumerate() if thread.name in names]:
         thread.join(60)
+
+
+def stopped_at(trainer: Any, step: int, **options: Any) -> Any:
+    """Start `trainer` and stop it after `step`, however slow or fast the machine is. Returns: The run, ended."""
+    from nbkit import training
+
+    reached, goes_on, plain = threading.Event(), threading.Event(), trainer.training_step
+
+    def held(*args: Any, **given: Any) -> Any:
+        if trainer.state.global_step == step - 1:
+            reached.set()
+            goes_on.wait(120)
+        return plain(*args, **given)
+
+    trainer.training_step = held
+    run = training.start(trainer, **options)
+    try:
+        reached.wait(120)
+        run.stop()
+        until = time.monotonic() + 60
+        while not run._recorder.stop_asked and time.monotonic() < until:
+            time.sleep(0.01)
+    finally:
+        goes_on.set()
+    run.wait(120)
+    del trainer.training_step
+    return run
 
 
 def losses(run: Any) -> dict[int, float]:

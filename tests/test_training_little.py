@@ -198,13 +198,9 @@ class TestStop:
     def test_of_a_limit_of_one_keeps_what_to_go_on_from(self, whole):
         """Trainer deletes the last checkpoint at the end of a run with save_total_limit=1 and a better one before it."""
         options = {"save_total_limit": 1, "metric_for_best_model": "loss", "greater_is_better": True}
-        trainer = again(**options)
-        run = training.start(trainer)
-        until(lambda: run.status.step >= 6)
-        run.stop()
-        run.wait(60)
+        run = little.stopped_at(again(**options), 7)
         last = manifest.checkpoints(run.path / "checkpoints")[0]
-        assert (f"checkpoint-{run.status.step}", "") == (last.name, manifest.wrong(last))
+        assert ("checkpoint-7", "") == (last.name, manifest.wrong(last))
 
     def test_leaves_the_trainer_as_it_was(self):
         """Our callbacks and methods are gone after the run, so that evaluating in the notebook is only that."""
@@ -307,15 +303,16 @@ class TestNotFinite:
         assert "checkpoint-2" == manifest.newest(run.path / "checkpoints")[0].name
 
 
-class TestOutOfMemory:
-    @pytest.fixture(scope="class")
-    def undisturbed(self, tmp_path_factory):
-        """The losses with memory enough."""
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("NBKIT_RUNS", str(tmp_path_factory.mktemp("undisturbed")))
-            trainer = little.trainer(given=little.model(attention_dropout=0.0), save_strategy="no")
-            return little.losses(training.start(trainer).wait(60))
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The losses of 8 steps without dropout, with memory enough."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NBKIT_RUNS", str(tmp_path_factory.mktemp("undisturbed")))
+        trainer = little.trainer(given=little.model(attention_dropout=0.0), save_strategy="no")
+        return little.losses(training.start(trainer).wait(60))
 
+
+class TestOutOfMemory:
     @pytest.mark.parametrize("at", [0, 3])
     def test_goes_on_once_with_half_the_batch(self, undisturbed, at):
         """Torch's own error for more than 2 rows, from the start or in mid-run: same rows a step, nearly the same loss."""
@@ -359,12 +356,7 @@ class TestOutOfMemory:
 class TestResume:
     def test_a_damaged_checkpoint_is_skipped_and_said(self, whole):
         """The newest has a flipped bit: the one before is taken, and the run ends as the undisturbed one."""
-        run = training.start(again())
-        until(lambda: run.status.step >= 4)
-        run.stop()
-        run.wait(60)
-        if run.status.state == "done":
-            pytest.skip("it was done before the stop")
+        run = little.stopped_at(again(), 5)
         newest = manifest.checkpoints(run.path / "checkpoints")[0]
         file = newest / "optimizer.pt"
         file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
@@ -375,13 +367,23 @@ class TestResume:
 
     def test_an_unfinished_run_of_another_recipe_is_not_left_behind(self):
         """auto refuses and names the difference; resume=None starts anew."""
-        run = training.start(little.trainer(max_steps=400), name="t")
-        until(lambda: run.status.step >= 2)
-        run.stop()
-        run.wait(60)
+        little.stopped_at(little.trainer(), 3, name="t")
         with pytest.raises(RunError, match=r"is unfinished (.|\n)*learning_rate: 0\.01, now 0\.02(.|\n)*resume=None"):
-            training.start(little.trainer(max_steps=400, learning_rate=0.02), name="t", resume="auto")
+            training.start(little.trainer(learning_rate=0.02), name="t", resume="auto")
         assert "done" == training.start(little.trainer(learning_rate=0.02), name="t").wait(60).status.state
+
+    @pytest.mark.parametrize("lora", [True, False])
+    def test_a_run_killed_after_its_last_save_does_no_step_more(self, lora):
+        """All steps done, the result not kept yet: the resumed run only keeps it (plain Trainer would train a ninth)."""
+        options = {"lora": lora, "lr_scheduler_type": "constant", "save_steps": 8}
+        run = training.start(little.trainer(**options)).wait(60)
+        expected = little.losses(run), little.weights(run)
+        shutil.rmtree(run.adapter)
+        status = json.loads((run.path / "status.json").read_text())
+        (run.path / "status.json").write_text(json.dumps({**status, "state": "failed"}))
+        done = training.start(little.trainer(**options), resume="auto").wait(60)
+        assert (run.path, "done", 8) == (done.path, done.status.state, done.status.step)
+        assert expected == (little.losses(done), little.weights(done))
 
     @pytest.mark.parametrize("argument", ["ignore_data_skip", "save_only_model"])
     def test_what_breaks_it_is_refused(self, argument):
@@ -391,15 +393,10 @@ class TestResume:
 
     def test_the_newest_run_is_the_one_resumed_last(self):
         """Not the one with the latest name."""
-        first = training.start(little.trainer(max_steps=400), name="a")
-        until(lambda: first.status.step >= 2)
-        first.stop()
-        first.wait(60)
-        second = training.start(little.trainer(), name="b").wait(60)
+        first = little.stopped_at(little.trainer(), 7, name="a")
+        second = training.start(little.trainer(max_steps=1), name="b").wait(60)
         assert second.path == training.latest().path
-        again = training.start(little.trainer(max_steps=400), resume=first)
-        again.stop()
-        again.wait(60)
+        training.start(little.trainer(), resume=first).wait(60)
         assert first.path == training.latest().path
 
 

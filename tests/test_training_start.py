@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 
+import little
 import pytest
 import tiny
 
@@ -13,8 +15,10 @@ from nbkit.errors import ModelError, RunError, StorageError
 from nbkit.training import manifest
 from nbkit.training.recipe import read_yaml
 from nbkit.training.repairs import fp32_adapters, score_trained_tokens_only
+from nbkit.training.run import Run
 
 pytestmark = pytest.mark.train
+TOKEN = "hf_" + "a1B2c3D4" * 4
 
 
 @pytest.fixture(scope="module")
@@ -25,52 +29,71 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _own_runs(tmp_path, monkeypatch):
+    """A folder of runs, and no run left behind."""
     monkeypatch.setenv("NBKIT_RUNS", str(tmp_path / "runs"))
+    yield
+    little.leave_nothing(tmp_path / "runs")
 
 
-def losses(run):
-    """Training losses by step."""
-    return {row["step"]: row["loss"] for row in run.metrics() if "loss" in row}
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory):
+    """A run of 4 steps with a token in its arguments, and whether it was under way when `start` returned."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NBKIT_RUNS", str(tmp_path_factory.mktemp("finished")))
+        run = training.start(tiny.trainer(folder, hub_token=TOKEN), name="t")
+        active = run.status.active
+        return run.wait(120), active
+
+
+@pytest.fixture
+def first(finished, tmp_path):
+    """A copy of that run in this test's own folder."""
+    return Run(shutil.copytree(finished[0].path, tmp_path / "runs" / finished[0].id))
 
 
 class TestStart:
-    def test_returns_at_once_and_records_everything(self, folder):
+    def test_returns_at_once_and_records_everything(self, finished):
         """The cell is free while training goes on; afterwards the directory holds the whole run."""
-        run = training.start(tiny.trainer(folder), name="t")
-        assert run.status.active
-        run.wait(120)
+        run, active = finished
+        assert active
         assert ("done", 4, 4) == (run.status.state, run.status.step, run.status.max_steps)
-        assert [1, 2, 3, 4] == list(losses(run))
+        assert [1, 2, 3, 4] == list(little.losses(run))
         assert (run.path / "adapter" / "adapter_model.safetensors").is_file()
-        assert (
-            not list(run.path.rglob("training_args.bin")) or not (run.path / "adapter" / "training_args.bin").exists()
-        )
+        assert [] == list(run.path.rglob("training_args.bin"))
         assert ["started", "saved", "saved", "kept", "done"] == [event["event"] for event in run.events()]
         assert all("" == manifest.wrong(path) for path in (run.path / "checkpoints").glob("checkpoint-*"))
 
-    def test_config_is_what_trl_reads(self, folder):
+    def test_config_is_what_trl_reads(self, folder, finished):
         """config.yaml goes through TRL's own parser and gives the same arguments."""
         from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
 
-        run = training.start(tiny.trainer(folder)).wait(120)
+        config = finished[0].path / "config.yaml"
         parser = TrlParser((ScriptArguments, SFTConfig, ModelConfig))
-        _, args, model = parser.parse_args_and_config(["--config", str(run.path / "config.yaml")])
+        _, args, model = parser.parse_args_and_config(["--config", str(config)])
         assert (4, 1e-3, 2) == (args.max_steps, args.learning_rate, args.per_device_train_batch_size)
         assert (True, "nf4", 4, True) == (model.load_in_4bit, model.bnb_4bit_quant_type, model.lora_r, model.use_peft)
-        assert str(folder) == read_yaml(run.path / "config.yaml")["model_name_or_path"]
+        assert str(folder) == read_yaml(config)["model_name_or_path"]
 
-    def test_a_second_run_in_the_kernel_waits_its_turn(self, folder):
-        """Two trainings in one process would fight for the device."""
-        first, second = tiny.trainer(folder, max_steps=500, save_strategy="no"), tiny.trainer(folder)
-        run = training.start(first)
+    def test_no_token_reaches_the_run(self, finished):
+        """A hub token in the arguments is in no file of the run."""
+        files = [path for path in finished[0].path.rglob("*") if path.is_file()]
+        assert len(files) > 10
+        assert [] == [path for path in files if TOKEN.encode() in path.read_bytes()]
+
+    def test_a_second_run_in_the_kernel_waits_its_turn(self):
+        """Two trainings in one process would fight for the device; a trainer that is only built disturbs none."""
+        run = training.start(little.trainer(max_steps=4000, save_strategy="no"))
+        until = time.monotonic() + 60
+        while run.status.state == "waiting" and time.monotonic() < until:
+            time.sleep(0.01)
         with pytest.raises(RunError, match="still active"):
-            training.start(second)
+            training.start(little.trainer())
         run.stop()
         run.wait(120)
 
-    def test_a_failure_is_recorded_with_its_cause(self, folder):
+    def test_a_failure_is_recorded_with_its_cause(self):
         """An exception in the worker reaches wait() with its text."""
-        trainer = tiny.trainer(folder)
+        trainer = little.trainer()
 
         def broken(*_args, **_kwargs):
             raise ValueError("bad batch")
@@ -81,48 +104,49 @@ class TestStart:
             run.wait(120)
         assert "failed" == training.latest().status.state
 
-    def test_smoke_mode_is_short(self, folder, monkeypatch):
+    def test_smoke_mode_is_short(self, monkeypatch):
         """NBKIT_SMOKE=1 is read here, so that the notebook is the same file."""
         monkeypatch.setenv("NBKIT_SMOKE", "1")
-        run = training.start(tiny.trainer(folder, max_steps=50)).wait(120)
+        run = training.start(little.trainer(max_steps=50, save_strategy="no")).wait(120)
         assert 3 == run.status.max_steps
+
+    def test_runs_that_cannot_be_written_are_refused_at_once(self, tmp_path, monkeypatch):
+        """A file in the place of the folder of runs: an error in the cell, not in the worker."""
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("NBKIT_RUNS", str(tmp_path / "file"))
+        with pytest.raises(StorageError, match="Could not write"):
+            training.start(little.trainer())
 
 
 class TestStopAndResume:
-    def test_a_stopped_run_resumes_bit_exactly(self, folder):
+    def test_a_stopped_run_resumes_bit_exactly(self, folder, finished):
         """Stopped, resumed in a fresh trainer, dropout on: every loss and every weight as if nothing had happened."""
-        whole = training.start(tiny.trainer(folder, max_steps=8), name="whole").wait(120)
-        run = training.start(tiny.trainer(folder, max_steps=8), name="cut")
-        while run.status.step < 3:
-            time.sleep(0.01)
-        run.stop()
-        assert "stopped" == run.wait(120).status.state
-        stopped_at = run.status.step
-        assert stopped_at < 8
-        again = training.start(tiny.trainer(folder, max_steps=8), resume="auto").wait(120)
+        run = little.stopped_at(tiny.trainer(folder), 3, name="cut")
+        assert ("stopped", 3) == (run.status.state, run.status.step)
+        again = training.start(tiny.trainer(folder), resume="auto").wait(120)
         assert run.path == again.path
-        assert ("done", stopped_at) == (again.status.state, again.status.resumed_from)
-        assert losses(whole) == losses(again)
-        assert weights(whole) == weights(again)
+        assert ("done", 3) == (again.status.state, again.status.resumed_from)
+        assert little.losses(finished[0]) == little.losses(again)
+        assert little.weights(finished[0]) == little.weights(again)
 
-    def test_a_finished_run_is_returned_as_it_is(self, folder):
+    def test_a_finished_run_is_returned_as_it_is(self, folder, first):
         """Plain Trainer would train one step more each time."""
-        first = training.start(tiny.trainer(folder)).wait(120)
         trainer = tiny.trainer(folder)
         again = training.start(trainer, resume="auto")
         assert any(bool(p.any()) for name, p in trainer.model.named_parameters() if "lora_B" in name)
-        assert (first.path, "done", 4) == (again.path, again.status.state, len(losses(again)))
+        assert (first.id, "done", 4) == (again.id, again.status.state, len(little.losses(again)))
 
-    def test_another_recipe_is_not_resumed(self, folder):
+    def test_another_recipe_is_not_resumed(self, folder, first):
         """auto starts anew; a named run is refused with the difference."""
-        first = training.start(tiny.trainer(folder)).wait(120)
-        changed = {"learning_rate": 5e-4}
-        other = training.start(tiny.trainer(folder, **changed), resume="auto").wait(120)
-        assert first.path != other.path
+        trainer = tiny.trainer(folder, learning_rate=5e-4)
         with pytest.raises(RunError, match=r"learning_rate: 0\.001, now 0\.0005"):
-            training.start(tiny.trainer(folder, **changed), resume=first)
+            training.start(trainer, resume=first)
         with pytest.raises(RunError, match="training rows"):
             training.start(tiny.trainer(folder, rows=32), resume=first)
+        other = training.start(trainer, resume="auto")
+        assert first.path != other.path
+        other.stop()
+        other.wait(120)
 
 
 class TestGuards:
@@ -150,19 +174,6 @@ class TestGuards:
         trainer.evaluate()
         with pytest.raises(ModelError, match="were repacked"):
             training.start(trainer)
-
-    def test_runs_that_cannot_be_written_are_refused_at_once(self, folder, tmp_path, monkeypatch):
-        """A file in the place of the folder of runs: an error in the cell, not in the worker."""
-        (tmp_path / "file").write_text("")
-        monkeypatch.setenv("NBKIT_RUNS", str(tmp_path / "file"))
-        with pytest.raises(StorageError, match="Could not write"):
-            training.start(tiny.trainer(folder))
-
-    def test_no_token_reaches_the_run(self, folder, monkeypatch):
-        """A hub token in the arguments is in no file of the run."""
-        token = "hf_" + "a1B2c3D4" * 4
-        run = training.start(tiny.trainer(folder, hub_token=token)).wait(120)
-        assert not [path for path in run.path.rglob("*") if path.is_file() and token.encode() in path.read_bytes()]
 
 
 class TestTrainedTokensOnly:
@@ -197,17 +208,12 @@ class TestTrainedTokensOnly:
         return float(loss), torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
 
 
-def weights(run):
-    """The adapter's bytes."""
-    return (run.path / "adapter" / "adapter_model.safetensors").read_bytes()
-
-
-def test_wandb_works_offline_without_an_account(folder, monkeypatch):
+def test_wandb_works_offline_without_an_account(tmp_path, monkeypatch):
     """report_to="wandb" leaves an offline run in the directory, and the events say how to send it."""
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_DIR"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(folder))
-    run = training.start(tiny.trainer(folder, max_steps=2, report_to="wandb")).wait(120)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = training.start(little.trainer(max_steps=2, save_strategy="no", report_to="wandb")).wait(120)
     assert list((run.path / "wandb").glob("offline-run-*"))
     event = next(event for event in run.events() if event["event"] == "wandb")
     assert event["sync"].startswith("wandb sync ")

@@ -74,6 +74,7 @@ def _listening(trainer: Any, recorder: Recorder, job: Job) -> Iterator[tuple[Rec
     before = list(trainer.callback_handler.callbacks)
     with contextlib.ExitStack() as undo:
         undo.callback(lambda: trainer.callback_handler.callbacks.__setitem__(slice(None), before))
+        undo.enter_context(_undisturbed())
         _quieten(trainer)
         undo.callback(mirrored(trainer, job.path, recorder))
         recording = attach(trainer, Recording(recorder))
@@ -84,6 +85,21 @@ def _listening(trainer: Any, recorder: Recorder, job: Job) -> Iterator[tuple[Rec
             attach(trainer, Sampling(trainer, recorder, job.samples, job.new_tokens))
         undo.enter_context(checkpoint.safely(trainer, _tell(recorder), job.data))
         yield recording, guarding
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Arguments for another trainer may be built in the notebook meanwhile: they would reset accelerate's state, which is
+    one for the whole process, under the run that uses it (AttributeError in its next step).
+    """
+    from accelerate.state import AcceleratorState
+
+    reset = vars(AcceleratorState)["_reset_state"]
+    AcceleratorState._reset_state = staticmethod(lambda **_: None)  # noqa: SLF001 - what TrainingArguments calls
+    try:
+        yield
+    finally:
+        AcceleratorState._reset_state = reset  # noqa: SLF001
 
 
 def _tell(recorder: Recorder) -> Callable[[Path], None]:
@@ -107,6 +123,8 @@ def _train(trainer: Any, recorder: Recorder, job: Job, guarding: Guarding) -> No
     start, point = rng.capture(), job.point
     if point is not None:
         _same_batch(trainer, recorder, point)
+        if _is_the_end(trainer, point):
+            return
     for last in (False, True):
         failed = _attempt(trainer, point, last=last)
         if not failed:
@@ -114,6 +132,23 @@ def _train(trainer: Any, recorder: Recorder, job: Job, guarding: Guarding) -> No
         point = _shrink(trainer, recorder, job.path / "checkpoints", guarding, failed)
         if point is None:
             rng.restore(start)
+
+
+def _is_the_end(trainer: Any, point: Path) -> bool:
+    """True when all steps were done at `point`: the run ended between its last save and its result. The trainer then has
+    the weights of that moment; its own `train` would do one step more.
+    """
+    from transformers import TrainerState
+
+    state = TrainerState.load_from_json(str(point / "trainer_state.json"))
+    if state.global_step < state.max_steps:
+        return False
+    trainer._load_from_checkpoint(str(point))  # noqa: SLF001 - as `train` does it, which has no public part for it
+    trainer.state = state
+    if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
+        trainer._load_best_model()  # noqa: SLF001
+    trainer.control = trainer.callback_handler.on_train_end(trainer.args, state, trainer.control)
+    return True
 
 
 def _attempt(trainer: Any, point: Path | None, *, last: bool) -> str:
