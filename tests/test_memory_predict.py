@@ -87,6 +87,9 @@ class TestPrediction:
         assert found.peak.operator
         assert found.low_gib < found.device_gib < found.high_gib
         assert "fake step" == found.basis
+        assert "<svg" in found._repr_html_()
+        assert {"download", "checkpoints"} <= found.disk.keys()
+        assert 3 < found.host_gib
         assert found.versions["torch"]
 
     def test_depths_agree_with_the_whole_model(self):

@@ -122,7 +122,10 @@ class Prediction:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return self.table()._repr_html_()
+        from nbkit.memory.view import Bar
+
+        drawn = Bar(self.parts, self.reserved_gib, self.device_gib, self.low_gib, self.high_gib)
+        return drawn._repr_html_() + self.table()._repr_html_()
 
 
 def is_installed(package: str) -> bool:
