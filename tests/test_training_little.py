@@ -402,9 +402,16 @@ class TestResume:
 
 class TestSamples:
     def test_answers_are_noted_and_change_nothing(self, whole):
-        """Texts and conversations at each evaluation and at the end; losses and weights are those without them."""
+        """Texts and conversations at each evaluation and at the end; losses and weights are those without them, also of
+        a model that draws random numbers as it answers.
+        """
+        import torch
+
         trainer = again(save_strategy="no")
         trainer.processing_class = little.tokenizer()
+        trainer.model.get_output_embeddings().register_forward_hook(
+            lambda module, _inputs, logits: torch.rand(1) * 0 + logits if len(logits) == 1 else logits
+        )
         prompts = ["w3 w4 w5", [{"role": "user", "content": "w9 w10"}]]
         run = training.start(trainer, samples=prompts, sample_tokens=5).wait(60)
         assert [(4, 0), (4, 1), (8, 0), (8, 1)] == [(row["step"], row["index"]) for row in run.samples()]
