@@ -18,11 +18,9 @@ STEPS, AT = 70, 60
 CELL = f"""\
 import tiny, nbkit
 from nbkit import models
-from nbkit.data import tickets
-prompts = [row["prompt"] for row in tickets.generate(train=1, held_out=2)["unseen"]]
 folder = tiny.save_two_layers(models.embedded(), "two-layers")
 trainer = tiny.trainer(folder, rows=256, max_steps={STEPS}, eval_strategy="steps", eval_steps=10, save_strategy="no")
-run = nbkit.start(trainer, name="tickets", samples=prompts, sample_tokens=48)"""
+run = nbkit.start(trainer, name="tickets")"""
 
 
 def main() -> None:

@@ -221,7 +221,7 @@ class View {
     const { state = "waiting", step = 0, steps = 0, loss, speed, memory, eta, doing, cause, hint } = this.store.head;
     const { reason } = this.store.machine, ended = ENDED.has(state), [tone, path, pen] = STATES[state] || STATES.waiting;
     const texts = { state, step: `step ${step}/${steps || "?"}`, loss: loss && `loss ${loss}`, speed, memory: memory && `${memory} GiB`,
-      eta: eta && `ETA ${eta}`, run: `${this.store.run} · live widget${reason ? ` · no GPU: ${reason}` : ""}`, cause,
+      eta: eta && `ETA ${eta}`, run: `${this.store.run} · live widget${reason ? ` · ${reason}` : ""}`, cause,
       hint: hint && `Fix: ${hint}`, pause: state === "paused" ? "Resume" : "Pause" };
     for (const [name, text] of Object.entries(texts)) if (this[name].textContent !== (text || "")) this[name].textContent = text || "";
     this.failure.hidden = !cause;

@@ -96,7 +96,7 @@ def overlaid(names: Sequence[str], curves: Sequence[tuple[Line, Line]]) -> str:
 
 def _reason(feed: Feed) -> str:
     reason = feed.machine.get("reason", "")
-    return f"no GPU: {reason}" if reason else ""
+    return reason
 
 
 def _card(head: Head, run: str, reason: str) -> str:
