@@ -95,8 +95,7 @@ def overlaid(names: Sequence[str], curves: Sequence[tuple[Line, Line]]) -> str:
 
 
 def _reason(feed: Feed) -> str:
-    reason = feed.machine.get("reason", "")
-    return reason
+    return str(feed.machine.get("reason", ""))
 
 
 def _card(head: Head, run: str, reason: str) -> str:
