@@ -32,8 +32,7 @@ class TestPicture:
         svg = drawn(recorded(tmp_path, steps=30, state="stopped"))
         words = " ".join(svg.itertext())
         assert all(
-            part in words
-            for part in ("stopped", "step 30/60", "no NVIDIA driver", "learning rate", "eval 0.997")
+            part in words for part in ("stopped", "step 30/60", "no NVIDIA driver", "learning rate", "eval 0.997")
         )
         assert svg.get("aria-label").startswith("20260101-000000-a: stopped · step 30/60 · loss 0.897")
 

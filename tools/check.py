@@ -28,7 +28,7 @@ LINT = {
 }
 
 
-LIMIT_S = {"tests": 25 * 60, "browser tests": 15 * 60, "notebooks": 20 * 60}  # three to five times what they take
+LIMIT_S = {"tests": 35 * 60, "browser tests": 12 * 60, "notebooks": 15 * 60}  # two to four times what they take alone
 _LINT_LIMIT_S = 5 * 60
 
 
