@@ -13,6 +13,7 @@ from pathlib import Path
 
 from nbkit.errors import HostNameError, SshConfigError
 from nbkit.ssh.resolve import resolve
+from nbkit.ssh.tokens import home
 from tests.ssh_known_hosts import Judge
 from tests.sshd import running
 
@@ -95,9 +96,7 @@ def shown(host: str, path: Path, engine: str) -> str:
     except (SshConfigError, HostNameError) as error:
         kind = "OUTSIDE" if "does not guess" in str(error) else "REFUSED"
         return f"{kind} {error.message}"
-    default = {
-        f"{Path.home()}/.ssh/id_{n}" for n in ("rsa", "ecdsa", "ecdsa_sk", "ed25519", "ed25519_sk", "xmss", "dsa")
-    }
+    default = {f"{home()}/.ssh/id_{n}" for n in ("rsa", "ecdsa", "ecdsa_sk", "ed25519", "ed25519_sk", "xmss", "dsa")}
     lines = []
     for hop in route.hops:
         files = hop.identity_files if not set(hop.identity_files) <= default else ("the defaults",)
