@@ -139,13 +139,15 @@ def _as_in_training(trainer: Any) -> Iterator[None]:
     model, args = trainer.model, trainer.args
     wanted = getattr(args, "activation_checkpointing", None)
     wanted = getattr(args, "gradient_checkpointing", False) if wanted is None else wanted
-    checkpoints = bool(wanted) and not getattr(model, "is_gradient_checkpointing", False)
+    # The newer names first: the older ones warn.
+    new = hasattr(model, "activation_checkpointing_enable")
+    on = model.is_activation_checkpointing if new else getattr(model, "is_gradient_checkpointing", False)
+    checkpoints = bool(wanted) and not on
     if checkpoints:
         options = {**(getattr(args, "activation_checkpointing_kwargs", None) or {})}
         options.setdefault("use_reentrant", False)
-        model.gradient_checkpointing_enable(
-            {k: v for k, v in options.items() if k not in {"every_n_layers", "offload"}}
-        )
+        enable = model.activation_checkpointing_enable if new else model.gradient_checkpointing_enable
+        enable({k: v for k, v in options.items() if k not in {"every_n_layers", "offload"}})
     before = vars(model).get("forward")
     mixes = trainer.accelerator.mixed_precision in {"bf16", "fp16"} and not hasattr(model, "_original_forward")
     if mixes:
@@ -158,7 +160,7 @@ def _as_in_training(trainer: Any) -> Iterator[None]:
             if before is not None:
                 model.forward = before
         if checkpoints:
-            model.gradient_checkpointing_disable()
+            (model.activation_checkpointing_disable if new else model.gradient_checkpointing_disable)()
 
 
 def _mixed(trainer: Any, forward: Any) -> Any:
