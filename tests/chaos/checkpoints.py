@@ -201,23 +201,24 @@ class Chaos:
         shutil.rmtree(source)
 
     def _killed(self, run: Callable[..., None]) -> Path:
-        """A run killed once checkpoint 6 of 8 stands.
+        """A run killed once checkpoint 6 of 8 stands and the one before last is gone.
 
         Raises: RuntimeError when it was not to be had in 50 attempts.
         """
+        wanted = {f"checkpoint-{train.STEPS - 2 * train.EVERY}", f"checkpoint-{train.STEPS - train.EVERY}"}
         for _ in range(50):
             root = self._root()
             pid = train.child(run, root)
-            wanted = f"checkpoint-{train.STEPS - train.EVERY}"
+            # Not at the first sight of the last one: a quick machine would be killed before it has rotated, every time.
             until = time.monotonic() + 60
-            while time.monotonic() < until and not any(
-                path.name == wanted and (path / "trainer_state.json").is_file() for path in _checkpoints(root)
-            ):
-                time.sleep(0.001)
+            while time.monotonic() < until and not _stand(root, wanted):
+                if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                    break
+                time.sleep(0.0005)
             os.kill(pid, signal.SIGKILL)
             train.end(pid)
             train.result(root)
-            if {path.name for path in _checkpoints(root)} == {"checkpoint-4", wanted}:
+            if _stand(root, wanted):
                 return root
             shutil.rmtree(root)
         raise RuntimeError("no run could be killed between its third save and its fourth")
@@ -243,6 +244,12 @@ def _unwarned(run: Callable[..., None]) -> Callable[..., None]:
         run(root, **arguments)
 
     return without_look
+
+
+def _stand(root: Path, names: set[str]) -> bool:
+    """True when these checkpoints, whole, and no other stand there."""
+    found = _checkpoints(root)
+    return {path.name for path in found} == names and all((path / "trainer_state.json").is_file() for path in found)
 
 
 def _listed(folder: Path) -> list[Path]:
