@@ -57,7 +57,7 @@ HEALTHY: dict[str, Any] = {
             _disk("data (HF_DATASETS_CACHE)", "~/.cache/huggingface/datasets"),
             _disk("temporary (TMPDIR)", "/tmp"),
             _disk("working directory", "~/work"),
-            _disk("runs (NBKIT_RUNS)", "~/work/runs"),
+            _disk("runs (NBKIT_RUNS)", "~/runs"),
             _disk("shared memory (/dev/shm)", "/dev/shm", fs="tmpfs", memory_backed=True, kind="memory", total_bytes=32 * GIB,
                   free_bytes=32 * GIB, read={}),
         ],

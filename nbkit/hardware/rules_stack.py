@@ -6,7 +6,8 @@ from nbkit.hardware.facts import Facts, has_kernels, version
 from nbkit.hardware.rules import Hit, Rule, seen
 from nbkit.hardware.stack import Package
 
-_WHEELS = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/"
+# uv knows PyTorch's own indexes by the name of the CUDA version; `auto` reads the driver.
+_WHEELS = "pip install uv && uv pip install --reinstall torch --torch-backend="
 _TRAIN = 'pip install "nbkit-llm[train]"'
 
 
