@@ -32,7 +32,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 FLOOR_OF = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 HEAVY = ("torch", "transformers", "datasets", "paramiko", "ipywidgets", "matplotlib", "pyarrow", "numpy")
 # The roof shows things and may load what shows them; everything else a user imports stays light.
-LIGHT = ("data", "hardware", "memory", "training", "evaluation", "models", "cli")
+LIGHT = ("data", "hardware", "memory", "training", "evaluation", "models", "remote", "cli")
 
 
 def rooms() -> list[str]:
