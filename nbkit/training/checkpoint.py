@@ -13,6 +13,7 @@ from typing import Any
 
 from nbkit import atomic
 from nbkit.errors import NbkitError, StorageError
+from nbkit.models.quiet import no_bars
 from nbkit.training import guards, manifest
 from nbkit.training.overrides import override
 
@@ -68,7 +69,7 @@ def _write(trainer: Any, root: Path, staged: Path, name: str, write: Callable[[]
     inner = staged / "writing"
     args.output_dir, args.push_to_hub = str(inner), False
     try:
-        with quiet():
+        with no_bars():
             write()
     finally:
         args.output_dir, args.push_to_hub = kept
@@ -77,20 +78,6 @@ def _write(trainer: Any, root: Path, staged: Path, name: str, write: Callable[[]
     for file in (inner / name).iterdir():
         file.rename(staged / file.name)
     shutil.rmtree(inner)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No bars of transformers: they would print into whatever cell runs just then."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _name_best(trainer: Any, root: Path, written: Path) -> None:

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from nbkit import atomic
-from nbkit.training import carry, checkpoint, rng, weights
+from nbkit.models.quiet import no_bars
+from nbkit.training import carry, rng, weights
 from nbkit.training.record import Recorder
 from nbkit.training.resume import Plan
 from nbkit.training.run import Run
@@ -59,7 +60,7 @@ def _write(trainer: Any, spec: dict[str, Any], rows: dict[str, Any], job: Job) -
 
     folder = carry.folder_of(job.path)
     shutil.rmtree(folder, ignore_errors=True)
-    with atomic.folder(folder, private=True) as staged, checkpoint.quiet(), _quiet_rows():
+    with atomic.folder(folder, private=True) as staged, no_bars(), _quiet_rows():
         spec["model"] = weights.save(trainer, staged)
         for name, dataset in rows.items():
             dataset.save_to_disk(str(staged / "rows" / name))

@@ -12,6 +12,7 @@ from typing import Any
 
 from nbkit import atomic
 from nbkit.errors import NbkitError, RunError, debugging
+from nbkit.models.quiet import no_bars
 from nbkit.training import checkpoint, manifest, oom, rng
 from nbkit.training.callbacks import Recording, attach, breakable
 from nbkit.training.guards import Guarding, NotFiniteError
@@ -214,7 +215,7 @@ def _keep(trainer: Any, path: Path, recorder: Recorder) -> None:
     """Save the adapter (or the model) and its tokenizer, whole or not at all."""
     name = "adapter" if getattr(trainer.model, "peft_config", None) else "model"
     recorder.set(doing="saving the result")
-    with atomic.folder(path / name, private=True) as staged, checkpoint.quiet():
+    with atomic.folder(path / name, private=True) as staged, no_bars():
         trainer.save_model(str(staged), _internal_call=True)
         (staged / checkpoint.PICKLED_ARGUMENTS).unlink(missing_ok=True)
     recorder.event("kept", result=name)
