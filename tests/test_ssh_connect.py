@@ -15,7 +15,7 @@ import paramiko
 import pytest
 
 from nbkit.errors import AuthenticationError, RemoteCommandError, UnreachableError
-from nbkit.ssh import connect
+from nbkit.ssh import TooLateError, connect
 from nbkit.ssh.text import plain
 from tests.ssh_hostile import Doorman, saying, serving
 from tests.sshd import free_port, keygen, need, running
@@ -82,6 +82,57 @@ class TestRun:
         )
         assert secret not in found.text
         assert b"" != found.stdout
+
+
+class TestStart:
+    def test_streams_both_ways(self, session):
+        """What is written comes back through `cat`, more than any window, while both sides run; the status is its own."""
+        content = os.urandom(9_000_000)
+        with session.start("cat; echo done >&2; exit 3") as process:
+            writer = threading.Thread(target=lambda: (process.write(content), process.close_stdin()), daemon=True)
+            writer.start()
+            back, into = bytearray(), bytearray(100_000)
+            while n := process.readinto(into, 30):
+                back += into[:n]
+            writer.join(timeout=30)
+            assert (content, 3, b"done\n") == (bytes(back), process.wait(30), process.stderr)
+
+    def test_waits_have_an_end(self, session):
+        """Nothing said, nothing taken, not ended: each is told by its cause, and the command goes on."""
+        with session.start("sleep 60") as process:
+            with pytest.raises(TooLateError, match=r"said nothing within 0\.2 s"):
+                process.read(10, 0.2)
+            with pytest.raises(TooLateError, match=r"took no more input within 0\.2 s"):
+                process.write(b"x" * 20_000_000, 0.2)
+            with pytest.raises(TooLateError, match=r"did not end within 0\.2 s"):
+                process.wait(0.2)
+
+    def test_input_for_a_command_that_has_ended(self, session):
+        """Writing to it is an error, not a silence."""
+        with session.start("exit 0") as process:
+            assert (b"", 0) == (process.read(10, 30), process.wait(30))
+            time.sleep(0.5)
+            with pytest.raises(RemoteCommandError, match="reads no more input"):
+                process.write(b"x", 30)
+
+    def test_the_end_of_the_link_is_no_end_of_output(self, box):
+        """A cut raises: half an output is never taken for the whole."""
+        with (
+            connect("box", config=box.config, ask=None) as session,
+            session.start("echo half; kill -9 $PPID; sleep 60") as process,
+        ):
+            assert b"half\n" == process.read(100, 30)
+            with pytest.raises(UnreachableError, match="broke while"):
+                process.read(100, 30)
+            with pytest.raises(UnreachableError, match="broke while"):
+                process.wait(30)
+
+    def test_an_unread_output_is_bounded(self, session):
+        """A command that nobody reads is held up by the window, not kept in memory."""
+        with session.start(["cat", "/dev/zero"]) as process:
+            time.sleep(1)
+            assert sum(map(len, process._kept)) <= 64 << 20
+            assert "ok" == session.run(["echo", "ok"]).text
 
 
 class TestSession:

@@ -6,9 +6,23 @@ loaded when the first connection is made, not before.
 
 from nbkit.ssh.connect import connect
 from nbkit.ssh.forward import Forward, forward
+from nbkit.ssh.process import Process, TooLateError
 from nbkit.ssh.resolve import resolve
 from nbkit.ssh.route import Hop, Route
 from nbkit.ssh.session import Result, Session
 from nbkit.ssh.trust import Seen, trust
 
-__all__ = ["Forward", "Hop", "Result", "Route", "Seen", "Session", "connect", "forward", "resolve", "trust"]
+__all__ = [
+    "Forward",
+    "Hop",
+    "Process",
+    "Result",
+    "Route",
+    "Seen",
+    "Session",
+    "TooLateError",
+    "connect",
+    "forward",
+    "resolve",
+    "trust",
+]

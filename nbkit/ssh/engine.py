@@ -38,6 +38,7 @@ class Engine(Transport):  # type: ignore[misc]  # paramiko is not typed
     Attributes:
         lost: Why the connection ended; empty while it lives.
         farewell: What the server said when it hung up, harmless to print.
+        rtt_s: The shortest round trip seen; 0 before the first.
     """
 
     # Dropped of what paramiko offers: every cbc, 3des, hmac-sha1, hmac-md5, *-96. AES-GCM is twice as fast as CTR here.
@@ -57,11 +58,12 @@ class Engine(Transport):  # type: ignore[misc]  # paramiko is not typed
             logger.addHandler(logging.NullHandler())  # or Python prints its errors, and ours say the same better
         self.lost = ""
         self.farewell = ""
+        self.rtt_s = 0.0
         self._known_types = key_types or []
         self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._opening: dict[int, tuple[Stream, Opened]] = {}
         self._streams: dict[int, Stream] = {}
-        self._pings: deque[threading.Event] = deque()
+        self._pings: deque[tuple[threading.Event, float]] = deque()
         self._ping_lock = threading.Lock()
         self._ended: list[Callable[[], None]] = []
         self.held: Stream | None = None
@@ -102,7 +104,7 @@ class Engine(Transport):  # type: ignore[misc]  # paramiko is not typed
         self._streams.clear()
         with self._ping_lock:
             while self._pings:
-                self._pings.popleft().set()
+                self._pings.popleft()[0].set()
             callbacks, self._ended = self._ended, []
         for callback in callbacks:
             callback()
@@ -119,6 +121,7 @@ class Engine(Transport):  # type: ignore[misc]  # paramiko is not typed
         """Start the writer and the watch; call once, after authentication."""
         threading.Thread(target=self._write, name="nbkit-ssh-writer", daemon=True).start()
         threading.Thread(target=self._watch, name="nbkit-ssh-watch", daemon=True).start()
+        self._ping(threading.Event())
 
     def give_up(self, why: str) -> None:
         """End the connection without waiting for anything; idempotent."""
@@ -199,13 +202,13 @@ class Engine(Transport):  # type: ignore[misc]  # paramiko is not typed
             opened(SSHException(self.lost))
         return stream
 
-    def open_wait(self, kind: str, extra: bytes = b"", *, timeout_s: float) -> Stream:
+    def open_wait(self, kind: str, extra: bytes = b"", *, timeout_s: float, sink: Sink | None = None) -> Stream:
         """Open a channel and wait for it.
 
         Raises: ChannelException when the server refuses, SSHException when the link is lost, TimeoutError.
         """
         done: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
-        stream = self.open_stream(kind, extra, done.put)
+        stream = self.open_stream(kind, extra, done.put, sink)
         try:
             error = done.get(timeout=timeout_s)
         except queue.Empty:
@@ -268,7 +271,7 @@ class Engine(Transport):  # type: ignore[misc]  # paramiko is not typed
         m.add_string("keepalive@openssh.com")
         m.add_boolean(True)
         with self._ping_lock:  # replies carry no number: they come in the order of the requests
-            self._pings.append(event)
+            self._pings.append((event, time.perf_counter()))
             self.later(m)
 
     def round_trip(self, timeout_s: float) -> float:
@@ -288,9 +291,11 @@ class Engine(Transport):  # type: ignore[misc]  # paramiko is not typed
     def _answered(self, m: Message) -> None:
         del m
         with self._ping_lock:
-            event = self._pings.popleft() if self._pings else None
-        if event:
-            event.set()
+            event, asked = self._pings.popleft() if self._pings else (threading.Event(), 0.0)
+        if asked:
+            took = time.perf_counter() - asked
+            self.rtt_s = min(self.rtt_s or took, took)
+        event.set()
 
     _parse_request_success = _answered
     _parse_request_failure = _answered

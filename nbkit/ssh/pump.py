@@ -81,6 +81,11 @@ class Connection:
         if taken and self.stream is not None:
             self.stream.consumed(taken)
 
+    def error_data(self, view: memoryview) -> None:
+        """A forward has no stderr: what a server sends as such is dropped."""
+        if self.stream is not None:
+            self.stream.consumed(len(view))
+
     def eof(self) -> None:
         """The host sends no more."""
         self.remote_end = True

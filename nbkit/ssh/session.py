@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from nbkit.errors import AuthenticationError, HostKeyError, NbkitError, RemoteCommandError, UnreachableError
 from nbkit.ssh.keys import Ask, Keyring, Remember
+from nbkit.ssh.process import STDERR_BYTES, ChannelProcess, Process, TooLateError, ended, late
 from nbkit.ssh.route import Route
 from nbkit.ssh.text import plain, said
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from nbkit.ssh.engine import Engine
 
 _MOST_OUTPUT = 16 * 1024 * 1024
+_READ_BYTES = 256 * 1024
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 30.0
 
 
@@ -228,28 +230,46 @@ class Session:
                 f"{self.route.target} does not answer: {plain(str(error))}.", hint="check the network"
             ) from error
 
-    # -- channels and commands
+    # -- commands
 
-    def open_channel(self, kind: str, extra: bytes = b"", *, timeout_s: float = 20.0) -> Any:
-        """A channel of any kind, with the fields of its open message after the window; see direct_tcp, direct_unix.
+    def start(
+        self, command: Sequence[str] | str, *, stderr_bytes: int = STDERR_BYTES, timeout_s: float = 20.0
+    ) -> Process:
+        """Start a command on the host; its stdin and stdout are byte streams. Close it when done.
 
-        Raises: UnreachableError; RemoteCommandError where the server refuses the channel.
+        Args:
+            command: Words, each quoted so that it arrives as it is; or one string for the login shell, as it is.
+                Both are seen by `ps` there: a secret goes into its stdin.
+            stderr_bytes: Of stderr, so much is kept, the last.
+            timeout_s: For the host to say that it runs.
+
+        Raises: UnreachableError; RemoteCommandError where the host runs no commands.
         """
         from paramiko.ssh_exception import ChannelException
 
+        line = command if isinstance(command, str) else shlex.join(command)
+        if "\0" in line:
+            raise RemoteCommandError("A command with a NUL character cannot be run.", hint="remove it", exit_code=2)
+        host = str(self.route.target)
+        process = ChannelProcess(line, host, stderr_bytes=stderr_bytes)
         try:
-            return self.engine.open_wait(kind, extra, timeout_s=timeout_s)
+            stream = self.engine.open_wait("session", timeout_s=timeout_s, sink=process)
         except NbkitError:
             raise
         except ChannelException as error:
             raise RemoteCommandError(
-                f"{self.route.target} does not open a {kind} channel: {said(error)}.",
-                hint="sshd says the same when nothing listens there and when forwarding is switched off",
+                f"{host} runs no command: {said(error)}.", hint="too many at once (MaxSessions), or it is not allowed"
             ) from error
         except Exception as error:
             raise UnreachableError(
-                f"{self.route.target} opened no channel: {plain(str(error))}.", hint="check the network"
+                f"{host} opened no channel: {plain(str(error))}.", hint="check the network"
             ) from error
+        try:
+            stream.execute(line, timeout_s)
+        except Exception as error:
+            stream.close()
+            raise ended(host, line, plain(str(error))) from error
+        return process
 
     def run(
         self,
@@ -262,111 +282,43 @@ class Session:
         """Run a command on the host and wait for it.
 
         Args:
-            command: Words, each quoted so that it arrives as it is; or one string for the login shell, as it is.
-                Both are seen by `ps` there: a secret goes into `input`.
+            command: As for `start`.
             input: For its stdin, which is closed after it.
-            limit: Bytes of stdout and stderr together.
+            limit: Bytes of stdout, more is an error; of stderr so many are kept, the last.
 
         Raises: RemoteCommandError when it does not end within `timeout_s` or says more than `limit`; UnreachableError.
         """
-        line = command if isinstance(command, str) else shlex.join(command)
-        if "\0" in line:
-            raise RemoteCommandError("A command with a NUL character cannot be run.", hint="remove it", exit_code=2)
         end = time.monotonic() + timeout_s
-        stream = self.open_channel("session", timeout_s=min(timeout_s, 20.0))
-        try:
-            return self._run(stream, line, input, end, timeout_s, limit)
-        finally:
-            stream.close()
-
-    def _run(self, stream: Any, line: str, content: bytes, end: float, timeout_s: float, limit: int) -> Result:
-        shown = plain(line, 80)
-        feeder: threading.Thread | None = None
-        try:
-            stream.settimeout(timeout_s)
-            stream.exec_command(line)
-            if content:
-                feeder = threading.Thread(target=_feed, args=(stream, content), name="nbkit-ssh-stdin", daemon=True)
-                feeder.start()
-            else:
-                stream.send_eof()
-            out, err = _collect(stream, end, limit)
-        except TimeoutError as error:
-            raise RemoteCommandError(
-                f"{shown!r} did not end within {timeout_s:g} s on {self.route.target}.",
-                hint="give it more time, or look there; it may still be running",
-            ) from error
-        except _TooMuchError as error:
-            raise RemoteCommandError(
-                f"{shown!r} says more than {limit} bytes.", hint="write to a file there"
-            ) from error
-        except Exception as error:
-            raise UnreachableError(
-                f"The connection to {self.route.target} broke while {shown!r} ran: {plain(str(error))}.",
-                hint="connect again; the command may still be running there",
-            ) from error
-        finally:
-            if feeder is not None:
-                stream.close()
+        with self.start(command, stderr_bytes=limit, timeout_s=min(timeout_s, 20.0)) as process:
+            feeder = threading.Thread(target=_feed, args=(process, input), name="nbkit-ssh-stdin", daemon=True)
+            feeder.start()
+            try:
+                out = _collect(process, end, limit)
+                status = process.wait(max(0.1, end - time.monotonic()))
+            except TooLateError as error:
+                raise late(str(self.route.target), process.command, "did not end", timeout_s) from error
+            finally:
+                process.close()
                 feeder.join(timeout=5)
-        if stream.exit_status < 0 and not stream.exit_signal and not stream.engine.active:
-            raise UnreachableError(
-                f"The connection to {self.route.target} broke while {shown!r} ran.",
-                hint="connect again; the command may still be running there",
+            return Result(status, out, process.stderr)
+
+
+def _collect(process: Process, end: float, limit: int) -> bytes:
+    """Everything a command says on stdout."""
+    out = bytearray()
+    while data := process.read(_READ_BYTES, max(0.0, end - time.monotonic())):
+        out += data
+        if len(out) > limit:
+            raise RemoteCommandError(
+                f"{plain(process.command, 80)!r} says more than {limit} bytes.", hint="write to a file there"
             )
-        return Result(_status(stream), out, err)
+    return bytes(out)
 
 
-class _TooMuchError(Exception):
-    """The command said more than the caller takes."""
-
-
-def _collect(stream: Any, end: float, limit: int) -> tuple[bytes, bytes]:
-    """stdout and stderr of a command, until both end and its status is known.
-
-    Raises: TimeoutError, _TooMuchError.
-    """
-    out, err = bytearray(), bytearray()
-    wake = threading.Event()
-    stream.in_buffer.set_event(wake)
-    stream.in_stderr_buffer.set_event(wake)
-    while True:
-        over = stream.eof_received or stream.closed
-        wake.clear()
-        while stream.recv_ready():
-            out += stream.recv(65536)
-        while stream.recv_stderr_ready():
-            err += stream.recv_stderr(65536)
-        if len(out) + len(err) > limit:
-            raise _TooMuchError
-        if over:
-            break
-        if time.monotonic() > end:
-            raise TimeoutError
-        wake.wait(0.05)
-    if not stream.status_event.wait(max(0.1, end - time.monotonic())):
-        raise TimeoutError
-    return bytes(out), bytes(err)
-
-
-def _status(stream: Any) -> int:
-    if stream.exit_signal:
-        import signal
-
-        number = getattr(signal, f"SIG{stream.exit_signal}", None)
-        return 128 + int(number) if number else 255
-    return int(stream.exit_status) if stream.exit_status >= 0 else 255
-
-
-def _feed(stream: Any, content: bytes) -> None:
-    with contextlib.suppress(Exception):  # the command may end before it has read all: its own business
-        view = memoryview(content)
-        while view:
-            sent = stream.send(view[:30000])
-            if not sent:
-                return
-            view = view[sent:]
-        stream.send_eof()
+def _feed(process: Process, content: bytes) -> None:
+    with contextlib.suppress(NbkitError):  # the command may end before it has read all: its own business
+        process.write(content)
+        process.close_stdin()
 
 
 def _string(value: str | bytes) -> bytes:

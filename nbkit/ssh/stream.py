@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from paramiko.channel import Channel
@@ -11,6 +12,7 @@ from paramiko.common import (
     cMSG_CHANNEL_DATA,
     cMSG_CHANNEL_EOF,
     cMSG_CHANNEL_FAILURE,
+    cMSG_CHANNEL_REQUEST,
     cMSG_CHANNEL_WINDOW_ADJUST,
 )
 from paramiko.message import Message
@@ -19,9 +21,10 @@ from paramiko.ssh_exception import SSHException
 if TYPE_CHECKING:
     from nbkit.ssh.engine import Engine
 
-WINDOW = 2 * 1024 * 1024  # bytes in flight towards us, a channel; OpenSSH's own
+WINDOW = 2 * 1024 * 1024  # bytes in flight towards us, a channel; OpenSSH's own, and what a long link outgrows
+_MOST_WINDOW = 64 * 1024 * 1024
 PACKET = 32 * 1024
-_ACK_BYTES = WINDOW // 8
+_ACKS = 8  # a window
 
 
 class Sink(Protocol):
@@ -32,6 +35,9 @@ class Sink(Protocol):
 
     def data(self, view: memoryview) -> None:
         """Bytes came; say `stream.consumed(n)` when they have gone on."""
+
+    def error_data(self, view: memoryview) -> None:
+        """Bytes of stderr came; as `data`."""
 
     def eof(self) -> None:
         """No more will come."""
@@ -51,10 +57,12 @@ class Stream(Channel):  # type: ignore[misc]  # paramiko is not typed
         self.engine = engine
         self.sink = sink
         self.exit_signal = ""
+        self.closed_there = False
         self.eof_sent: bool = False
         self.out_window_size: int = 0
-        self._granted = WINDOW
-        self._owed = 0
+        self._granted = self._window = WINDOW
+        self._owed = self._passed = 0
+        self._since = time.monotonic()
         self._send_lock = threading.Lock()  # data is never sent after CLOSE: sshd ends the connection at that
         self._close_sent = False
         self._owed_lock = threading.Lock()
@@ -78,13 +86,17 @@ class Stream(Channel):  # type: ignore[misc]  # paramiko is not typed
 
     def _feed_extended(self, m: Message) -> None:
         code, data = m.get_int(), m.get_binary()
-        if code != 1 or self.sink is not None:
+        if code != 1:
             return
         with self._owed_lock:
             self._granted -= len(data)
         if self._granted < 0:
             raise SSHException("The server sent more than it was allowed to (channel window)")
-        if not self.closed:
+        if self.closed:
+            return
+        if self.sink is not None:
+            self.sink.error_data(memoryview(data))
+        else:
             self.in_stderr_buffer.feed(data)
 
     def _window_adjust(self, m: Message) -> None:
@@ -115,6 +127,7 @@ class Stream(Channel):  # type: ignore[misc]  # paramiko is not typed
 
     def _handle_close(self, m: Message) -> None:
         del m
+        self.closed_there = True
         self.close()
         self.engine.forget(self)
         if self.sink is not None:
@@ -155,6 +168,22 @@ class Stream(Channel):  # type: ignore[misc]  # paramiko is not typed
                 self.eof_sent = True
                 self.engine.send(_message(cMSG_CHANNEL_EOF, self.remote_chanid))
 
+    def execute(self, line: str, timeout_s: float) -> None:
+        """Have the host run `line` on this channel, and wait until it says that it does.
+
+        Raises: SSHException when it does not, or the connection ended; TimeoutError.
+        """
+        self.event_ready = False
+        m = _message(cMSG_CHANNEL_REQUEST, self.remote_chanid)
+        m.add_string("exec")
+        m.add_boolean(True)
+        m.add_string(line)
+        self.engine.send(m)
+        if not self.event.wait(timeout_s):
+            raise TimeoutError(f"no answer within {timeout_s:.0f} s")
+        if not self.event_ready:
+            raise SSHException(self.engine.lost or "the server runs no commands")
+
     def send_now(self, data: memoryview) -> int:
         """Send what the window has room for; 0 when it has none. May wait for the socket, never for the window."""
         with self.lock:
@@ -192,11 +221,23 @@ class Stream(Channel):  # type: ignore[misc]  # paramiko is not typed
         """A sink has passed `n` bytes on: the server may send as many again."""
         with self._owed_lock:
             self._owed += n
-            if self._owed < _ACK_BYTES or self.closed:
+            if self._owed * _ACKS < self._window or self.closed:
                 return
-            owed, self._owed = self._owed, 0
+            owed, self._owed = self._owed + self._growth(self._owed), 0
             self._granted += owed
         self.engine.later(_message(cMSG_CHANNEL_WINDOW_ADJUST, self.remote_chanid, owed))
+
+    def _growth(self, passed: int) -> int:
+        """What the window grows by, once for each window that passed: to twice what the link holds at this speed."""
+        self._passed += passed
+        if self._passed < self._window:
+            return 0
+        now = time.monotonic()
+        took, self._since = max(now - self._since, 1e-6), now
+        more = min(int(2 * self._passed / took * self.engine.rtt_s), _MOST_WINDOW) - self._window
+        self._passed = 0
+        self._window += max(0, more)
+        return max(0, more)
 
     def _check_add_window(self, n: int) -> int:
         owed = int(super()._check_add_window(n))
