@@ -30,6 +30,7 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "latest": ("nbkit.training", "latest"),
     "runs": ("nbkit.training", "runs"),
     "Run": ("nbkit.training", "Run"),
+    "connect": ("nbkit.remote", "connect"),
 }
 __all__ = ["NbkitError", "__version__", *_LAZY]  # noqa: PLE0604 - the keys are strings
 

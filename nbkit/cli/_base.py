@@ -1,4 +1,4 @@
-"""What every verb shares: the group that suggests and explains, and the option `--json`."""
+"""What verbs share: the group that suggests and explains, the option `--json`, and how a verb takes a host."""
 
 from __future__ import annotations
 
@@ -41,3 +41,23 @@ class Commands(click.Group):
 
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "as_json", is_flag=True, help="JSON on stdout, for scripts.")(command)
+
+
+HOST = "HOST is an alias from ~/.ssh/config, USER@HOST[:PORT] or ssh://USER@HOST:PORT."
+
+
+def config_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "-F", "--config", type=click.Path(dir_okay=False), default=None, help="ssh_config in place of the user's."
+    )(command)
+
+
+def host_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of every verb that works on a box: `config` and `python`, as nbkit.remote.connect takes them."""
+    python = click.option(
+        "--python",
+        default="",
+        metavar="WORDS",
+        help="Start Python there with these shell words.  [default: what nbkit setup left, else python3]",
+    )
+    return config_option(python(command))

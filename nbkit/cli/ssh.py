@@ -7,20 +7,18 @@ import sys
 
 import click
 
-from nbkit.cli._base import json_option
-
-_HOST = "HOST is an alias from ~/.ssh/config, USER@HOST[:PORT] or ssh://USER@HOST:PORT."
+from nbkit.cli._base import HOST, config_option, json_option
 
 
 @click.command(
-    help=f"Trust a host's key, named by its fingerprint.\n\n{_HOST} Without FINGERPRINT, shows the key and the line that "
+    help=f"Trust a host's key, named by its fingerprint.\n\n{HOST} Without FINGERPRINT, shows the key and the line that "
     "trusts it; compare it with what the host itself says (its console, its owner). A key that changed or was revoked is "
     "refused, whatever is given.\n\n\b\nExamples:\n  nbkit trust gpu-box\n  nbkit trust gpu-box SHA256:n7+...\n\n"
     "Exit codes: 0 trusted, 4 not trusted."
 )
 @click.argument("host")
 @click.argument("fingerprint", required=False, default="")
-@click.option("-F", "config", type=click.Path(dir_okay=False), default=None, help="ssh_config in place of the user's.")
+@config_option
 @json_option
 def trust(host: str, fingerprint: str, config: str | None, as_json: bool) -> None:
     from nbkit.ssh import trust as trust_host
@@ -36,7 +34,7 @@ def trust(host: str, fingerprint: str, config: str | None, as_json: bool) -> Non
     "Hosts with a wildcard stand for many and are left out.\n\n\b\nExamples:\n  nbkit hosts\n  nbkit hosts --try"
 )
 @click.option("--try", "connect", is_flag=True, help="Connect to each: round trip, or the reason why not.")
-@click.option("-F", "config", type=click.Path(dir_okay=False), default=None, help="ssh_config in place of the user's.")
+@config_option
 @json_option
 def hosts(connect: bool, config: str | None, as_json: bool) -> None:
     from nbkit.ssh.hosts import table
@@ -51,7 +49,7 @@ def hosts(connect: bool, config: str | None, as_json: bool) -> None:
 
 
 @click.command(
-    help=f"Open ports on 127.0.0.1 that reach ports or Unix sockets of a host, until Ctrl-C.\n\n{_HOST} The ports stay "
+    help=f"Open ports on 127.0.0.1 that reach ports or Unix sockets of a host, until Ctrl-C.\n\n{HOST} The ports stay "
     "bound while a lost link is made again. Only this user may connect to them (Linux).\n\n\b\nExamples:\n"
     "  nbkit forward gpu-box -p 6006              TensorBoard there, on a free port here\n"
     "  nbkit forward gpu-box -p 6006:16006        on port 16006 here\n"
@@ -66,7 +64,7 @@ def hosts(connect: bool, config: str | None, as_json: bool) -> None:
     metavar="REMOTE[:LOCAL]",
     help="A port or a socket's path; again for more.",
 )
-@click.option("-F", "config", type=click.Path(dir_okay=False), default=None, help="ssh_config in place of the user's.")
+@config_option
 @json_option
 def forward(host: str, ports: tuple[str, ...], config: str | None, as_json: bool) -> None:
     import contextlib

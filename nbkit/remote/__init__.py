@@ -1,4 +1,9 @@
 """Knows boxes: what runs on a GPU box, how to set it up, and how things get there and back. Sends programs, installs none.
 
 The programs of `there/` go over stdin to the box's own Python (3.8 or newer, standard library only).
+`connect(host)` opens a Box; everything else takes one.
 """
+
+from nbkit.remote.box import Box, connect
+
+__all__ = ["Box", "connect"]
