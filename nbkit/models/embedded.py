@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
