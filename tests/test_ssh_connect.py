@@ -119,9 +119,10 @@ class TestStart:
         """A cut raises: half an output is never taken for the whole."""
         with (
             connect("box", config=box.config, ask=None) as session,
-            session.start("echo half; kill -9 $PPID; sleep 60") as process,
+            session.start("echo half; read go; kill -9 $PPID; sleep 60") as process,
         ):
             assert b"half\n" == process.read(100, 30)
+            process.write(b"now\n")
             with pytest.raises(UnreachableError, match="broke while"):
                 process.read(100, 30)
             with pytest.raises(UnreachableError, match="broke while"):
