@@ -16,9 +16,13 @@ class NbkitError(Exception):
         message: What happened, with the values; may name a file and line.
         hint: What to do next, as a command to paste where there is one.
         exit_code: 1 failed, 2 usage, 3 unreachable, 4 authentication or host key, 5 a blocker found by the doctor.
+
+    Attributes:
+        hop: Where a connection through several hops failed, counted from 0; None where that is no question.
     """
 
     exit_code = 1
+    hop: int | None = None
 
     def __init__(self, message: str, *, hint: str = "", exit_code: int | None = None) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Verbs about hosts: which there are, which key they have, and a port of one made local."""
+"""Verbs about connections: which key a host has, and a port of one made local."""
 
 from __future__ import annotations
 
@@ -27,25 +27,6 @@ def trust(host: str, fingerprint: str, config: str | None, as_json: bool) -> Non
     click.echo(json.dumps(seen.as_dict(), indent=2) if as_json else str(seen))
     if not seen.written and seen.verdict.value != "ok":
         sys.exit(4)
-
-
-@click.command(
-    help="Show the hosts of ~/.ssh/config: how each is reached, and with --try whether it lets us in.\n\n"
-    "Hosts with a wildcard stand for many and are left out.\n\n\b\nExamples:\n  nbkit hosts\n  nbkit hosts --try"
-)
-@click.option("--try", "connect", is_flag=True, help="Connect to each: round trip, or the reason why not.")
-@config_option
-@json_option
-def hosts(connect: bool, config: str | None, as_json: bool) -> None:
-    from nbkit.ssh.hosts import table
-
-    found = table(config=config, connect=connect)
-    if as_json:
-        click.echo(json.dumps(found.as_dicts(), indent=2))
-    elif found.rows:
-        click.echo(str(found))
-    else:
-        click.echo("No hosts with a name of their own in ~/.ssh/config.", err=True)
 
 
 @click.command(
@@ -117,4 +98,4 @@ def _remote(text: str) -> tuple[int | str, int]:
     return int(remote), int(local or 0)
 
 
-VERBS = (trust, hosts, forward)
+VERBS = (trust, forward)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from nbkit.hardware.doctor import Diagnosis, Finding, diagnose, doctor
+from nbkit.hardware.builds import torch_builds
+from nbkit.hardware.doctor import Diagnosis, Finding, diagnose, doctor, examine
 from nbkit.hardware.facts import Facts, Wanted
 from nbkit.hardware.machine import Machine, probe
 from nbkit.hardware.offers import Offer, Offers, offers
@@ -33,11 +34,13 @@ __all__ = [
     "card",
     "diagnose",
     "doctor",
+    "examine",
     "gpu",
     "offers",
     "probe",
     "spec_of",
     "stack",
+    "torch_builds",
 ]  # fmt: skip
 
 

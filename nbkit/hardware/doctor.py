@@ -13,9 +13,11 @@ from html import escape
 from typing import Any
 
 from nbkit.display import Table
+from nbkit.hardware import imports
 from nbkit.hardware.facts import Facts, Wanted
 from nbkit.hardware.machine import Machine, probe
 from nbkit.hardware.rules import Hit, Rule, Severity, all_rules
+from nbkit.hardware.stack import Ask
 from nbkit.hardware.stack import stack as ask_stack
 from nbkit.redact import redact
 
@@ -200,19 +202,46 @@ def doctor(
     """
     began = time.monotonic()
     machine = machine or probe(read_speed=not fast)
-    skipped = []
-    stack = None
-    if fast:
-        skipped.append("Not looked at (fast): torch and bitsandbytes, how fast the disks are read.")
-    elif importlib.util.find_spec("torch") is None:
-        skipped.append("Not looked at: torch and bitsandbytes, which are not installed here.")
-    else:
-        stack = ask_stack(machine, timeout_s=timeout_s)
     wanted = Wanted.of(args, model)
     if disk_gib is not None:
         wanted = replace(wanted, disk_gib=disk_gib)
+    has_torch = importlib.util.find_spec("torch") is not None  # also one without a record, which `packages` misses
+    return examine(
+        machine, None if fast else imports.ask, wanted, error, has_torch=has_torch, own_pid=os.getpid(),
+        timeout_s=timeout_s, began=began,
+    )  # fmt: skip
+
+
+def examine(
+    machine: Machine,
+    ask: Ask | None,
+    wanted: Wanted = Wanted(),  # noqa: B008 - frozen
+    error: BaseException | str | None = None,
+    *,
+    has_torch: bool,
+    own_pid: int | None = None,
+    timeout_s: float = 120.0,
+    began: float,
+) -> Diagnosis:
+    """Judge a machine, this one or another: what `doctor` does once it has the facts.
+
+    Args:
+        machine: From probe(), or from the facts of a box.
+        ask: What imports torch there in a child process; None to leave that out.
+        has_torch: Whether torch is installed there at all.
+        own_pid: This process, where the machine is this one: what it holds itself is no finding.
+        began: When the looking began, by time.monotonic().
+    """
+    skipped = []
+    stack = None
+    if ask is None:
+        skipped.append("Not looked at (fast): torch and bitsandbytes, how fast the disks are read.")
+    elif not has_torch:
+        skipped.append("Not looked at: torch and bitsandbytes, which are not installed here.")
+    else:
+        stack = ask_stack(machine, timeout_s=timeout_s, ask=ask)
     skipped += [f"Not read: {problem}." for problem in machine.problems]
-    findings = diagnose(Facts(machine, stack, wanted, _text(error), os.getpid()))
+    findings = diagnose(Facts(machine, stack, wanted, _text(error), own_pid))
     return Diagnosis(findings, len(all_rules()), tuple(skipped), time.monotonic() - began)
 
 

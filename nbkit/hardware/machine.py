@@ -24,6 +24,7 @@ class Machine:
         flags: container, wsl, colab, kaggle, slurm, sagemaker: where this runs.
         environment: The variables that decide a training run (CUDA_VISIBLE_DEVICES, HF_HOME, ...), as they are set.
         python_kind: conda, venv or system.
+        name: What a person calls it.
         problems: Parts that could not be read, each with what was met.
     """
 
@@ -44,9 +45,10 @@ class Machine:
     cuda: Cuda = field(default_factory=Cuda)
     environment: Mapping[str, str] = field(default_factory=dict)
     python_kind: str = "system"
+    name: str = "This machine"
 
     @classmethod
-    def from_facts(cls, found: Mapping[str, Any]) -> Machine:
+    def from_facts(cls, found: Mapping[str, Any], name: str = "This machine") -> Machine:
         """Build from the JSON object that hardware/probe.py prints, from this machine or another."""
         problems = [
             f"{name}: {part['error']}" for name, part in found.items() if isinstance(part, dict) and "error" in part
@@ -80,6 +82,7 @@ class Machine:
             cuda=read_cuda(part("cuda")),
             environment=dict(found["environment"]),
             python_kind=python.get("kind", "system"),
+            name=name,
         )
 
     @property
@@ -141,7 +144,7 @@ class Machine:
         ]
         notes = [f"GPUs: {self.gpu_reason}"] if self.gpus and self.gpu_reason else []
         notes += [f"Not read: {problem}" for problem in self.problems]
-        return Table(("part", "found", "remark"), rows, title="This machine", notes=notes)
+        return Table(("part", "found", "remark"), rows, title=self.name, notes=notes)
 
     def storage(self) -> Table:
         """The disks under the places where models, data and temporary files go."""

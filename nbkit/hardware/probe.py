@@ -59,6 +59,7 @@ PACKAGES = (
     "numpy",
     "gguf",
     "jupyterlab",
+    "jupyter_server",
     "ipykernel",
     "ipywidgets",
     "anywidget",
@@ -763,4 +764,6 @@ def facts(*, speed: bool = False) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(facts(speed="--read-speed" in sys.argv)))
+    # nbkit.remote.program puts the request there; by hand: python3 - --read-speed < probe.py
+    _asked: dict[str, Any] = globals().get("REQUEST") or {"speed": "--read-speed" in sys.argv}
+    print(json.dumps(facts(**_asked)))

@@ -2,66 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from nbkit.display import Table
+from nbkit.hardware import imports
 from nbkit.hardware.machine import Machine, probe
 from nbkit.hardware.parts import Choice
 
-# One JSON line a step, flushed, so that a step that hangs or crashes does not take the earlier ones with it.
-_CHILD = """
-import importlib.util, json, sys
-
-def tell(**found):
-    print("\\n" + json.dumps(found), flush=True)
-
-def four_bit():
-    # A 64 x 64 layer, forward and backward: the whole path that QLoRA takes.
-    import time, bitsandbytes, torch
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    layer = bitsandbytes.nn.Linear4bit(64, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4").to(device)
-    rows = torch.ones(4, 64, device=device, requires_grad=True)
-    began = time.monotonic()
-    layer(rows).sum().backward()
-    if not bool(torch.isfinite(rows.grad).all()):
-        raise ArithmeticError("the gradient through a 4-bit layer is not finite")
-    return {"device": device, "seconds": round(time.monotonic() - began, 3)}
-
-for name in ("torch", "bitsandbytes", "four_bit", "torchvision", "flash_attn"):
-    if importlib.util.find_spec("bitsandbytes" if name == "four_bit" else name) is None:
-        tell(name=name, state="absent")
-        continue
-    tell(name=name, state="loading")
-    try:
-        module = None if name == "four_bit" else __import__(name)
-        found = {"version": str(getattr(module, "__version__", "unknown"))}
-        if name == "four_bit":
-            found = four_bit()
-        elif name == "torch":
-            found["cuda"] = module.version.cuda
-            found["hip"] = getattr(module.version, "hip", None)
-            found["cuda_available"] = module.cuda.is_available()
-            found["architectures"] = module.cuda.get_arch_list()
-        elif name == "bitsandbytes":
-            # A stand-in that raises on use; without a GPU it is harmless, torch's own operations are used then.
-            error = getattr(importlib.import_module("bitsandbytes.cextension").lib, "formatted_error", None)
-            found["error"] = error if isinstance(error, str) and sys.modules["torch"].cuda.is_available() else None
-    except BaseException as error:
-        text = type(error).__name__ + ": " + str(error)
-        # Another program has the GPU: that says nothing about bitsandbytes.
-        taken = name == "four_bit" and ("out of memory" in text or "busy or unavailable" in text)
-        tell(name=name, state="not tried" if taken else "broken", error=text)
-    else:
-        tell(name=name, state="broken" if found.get("error") else "ok", **found)
-"""
+Ask = Callable[[float], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -156,17 +107,19 @@ class Stack:
         return self.table()._repr_html_()
 
 
-def stack(machine: Machine | None = None, *, timeout_s: float = 120.0) -> Stack:
+def stack(machine: Machine | None = None, *, timeout_s: float = 120.0, ask: Ask = imports.ask) -> Stack:
     """Import torch, then bitsandbytes, in a child of this Python, and say how far it came.
 
     Args:
         machine: From probe(); probed now when not given.
         timeout_s: The child is ended after this time, and what it was loading is reported as broken.
+        ask: What runs the child: here, or on the box that `machine` describes.
     Returns: A Stack. A missing torch is a finding, not an error.
     """
     machine = machine or probe()
     began = time.monotonic()
-    steps, ending = _ask(timeout_s)
+    told_by = ask(timeout_s)
+    steps, ending = told_by["steps"], told_by["ending"]
     names = ("torch", "bitsandbytes", "four_bit", "torchvision", "flash_attn")
     torch, bitsandbytes, four_bit, torchvision, flash_attn = (_package(name, steps, ending) for name in names)
     if torch.state != "ok" and bitsandbytes.state == "broken":
@@ -202,35 +155,3 @@ def _package(name: str, steps: dict[str, dict[str, Any]], ending: str) -> Packag
     if error:  # bitsandbytes answers with a page; its first lines say it
         error = " ".join(" ".join(line.split()) for line in error.splitlines() if line.strip())[:300]
     return Package(name, step["state"], step.get("version"), error)
-
-
-def _ask(timeout_s: float) -> tuple[dict[str, dict[str, Any]], str]:
-    """Last JSON line of each step, and how the child ended."""
-    # A group of its own: what the child starts must not hold its pipe open after it is ended.
-    child = subprocess.Popen(
-        [sys.executable, "-c", _CHILD],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    try:
-        output, _ = child.communicate(timeout=timeout_s)
-        code = child.returncode
-        ending = f"ended by {signal.Signals(-code).name}" if code < 0 else f"Python exited with code {code}"
-    except subprocess.TimeoutExpired:
-        ending = f"no answer within {timeout_s:g} s"
-    finally:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, signal.SIGKILL)
-    if ending.startswith("no answer"):
-        output, _ = child.communicate()
-    steps: dict[str, dict[str, Any]] = {}
-    for line in output.splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            step = json.loads(line)
-            if isinstance(step, dict) and "name" in step:
-                steps[step["name"]] = step
-    return steps, ending

@@ -1,9 +1,10 @@
 """Knows boxes: what runs on a GPU box, how to set it up, and how things get there and back. Sends programs, installs none.
 
 The programs of `there/` go over stdin to the box's own Python (3.8 or newer, standard library only).
-`connect(host)` opens a Box; everything else takes one.
+`connect(host)` opens a Box; what works on one takes it.
 """
 
-from nbkit.remote.box import Box, connect
+from nbkit.remote.box import Box, connect, doctor
+from nbkit.remote.trace import Examination, Step, Trace
 
-__all__ = ["Box", "connect"]
+__all__ = ["Box", "Examination", "Step", "Trace", "connect", "doctor"]

@@ -7,12 +7,17 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from nbkit import atomic, folders, ssh
-from nbkit.remote import program
+from nbkit.display import Table
+from nbkit.errors import HostNameError, NbkitError
+from nbkit.hardware import Machine
+from nbkit.remote import look, program, trace
+from nbkit.remote.trace import Examination
 from nbkit.ssh.keys import Ask
 
 DIAL_S = 15.0
@@ -44,6 +49,42 @@ class Box:
         text = program.text(source) if source.isidentifier() else source
         return program.call(self.session, text, request or {}, python=self.python, timeout_s=timeout_s)
 
+    def check(self, *, read_speed: bool = False) -> Machine:
+        """What the box has: a Machine, as `nbkit.probe` tells of this one.
+
+        Raises: RemoteCommandError, UnreachableError.
+        """
+        return look.machine(self, read_speed=read_speed)
+
+    def doctor(self, *, error: str | None = None, fast: bool = False, timeout_s: float = 120.0) -> Examination:
+        """What is wrong on the way to the box and in it: the path, hop by hop, and the doctor's findings there.
+
+        Args:
+            error: What a run there ended with: rules that know it say what it means.
+            fast: Leave out importing torch, and how fast the disks are read.
+            timeout_s: What importing torch and bitsandbytes may take.
+
+        Raises: UnreachableError when the link is lost meanwhile.
+        """
+        return trace.examination(self, error=error, fast=fast, timeout_s=timeout_s)
+
+    def table(self) -> Table:
+        """How the box is reached and secured, and which Python runs there."""
+        rows: list[tuple[str, str]] = [("way", str(self.session.route))]
+        if self.session.alive:
+            facts = self.session.facts
+            rows += [
+                ("login", ", ".join(facts["login"])),
+                ("host key", facts["host_key"]),
+                ("cipher", facts["cipher"]),
+                ("server", facts["server"]),
+                ("round trip", f"{1000 * self.session.round_trip():.1f} ms"),
+            ]
+        rows.append(("Python", self.python))
+        return Table(
+            ("part", "found"), rows, title=f"{self.host}: {'connected' if self.session.alive else 'not connected'}"
+        )
+
     def close(self) -> None:
         self.session.close()
 
@@ -54,6 +95,20 @@ class Box:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the connection, and below it, folded, the machine."""
+        html = self.table()._repr_html_()
+        if not self.session.alive:
+            return html
+        try:
+            inside = self.check()._repr_html_()
+        except NbkitError as error:
+            inside = f"<pre>{escape(str(error))}</pre>"
+        return f"<div>{html}<details open><summary>Machine</summary>{inside}</details></div>"
 
     def __repr__(self) -> str:
         """One line for a person; asks nothing of the box."""
@@ -81,6 +136,34 @@ def connect(
     """
     session = ssh.connect(host, config=config, ask=ask, timeout_s=timeout_s)
     return Box(session, host, python or remembered(session.route) or "python3")
+
+
+def doctor(
+    host: str,
+    *,
+    config: str | Path | None = None,
+    ask: Ask | str | None = "auto",
+    python: str = "",
+    error: str | None = None,
+    fast: bool = False,
+    timeout_s: float = 120.0,
+) -> Examination:
+    """What is wrong on the way to a host and in it. A connection that fails is a finding: the path shows where.
+
+    Args:
+        timeout_s: What importing torch and bitsandbytes there may take.
+
+    Raises: HostNameError (2).
+    """
+    route = None
+    try:
+        route = ssh.resolve(host, config=config)
+        with connect(host, config=config, ask=ask, python=python) as box:
+            return box.doctor(error=error, fast=fast, timeout_s=timeout_s)
+    except HostNameError:
+        raise
+    except NbkitError as failure:
+        return trace.unreached(host, route, failure)
 
 
 def remembered(route: ssh.Route) -> str:

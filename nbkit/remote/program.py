@@ -27,9 +27,9 @@ exec(compile(text, 'nbkit-program', 'exec'), {{'__name__': '__main__', 'REQUEST'
 """
 
 
-def text(name: str) -> str:
-    """The source of the program `name` of `nbkit/remote/there`."""
-    return resources.files("nbkit.remote.there").joinpath(f"{name}.py").read_text(encoding="utf-8")
+def text(name: str, package: str = "nbkit.remote.there") -> str:
+    """The source of the program `name`."""
+    return resources.files(package).joinpath(f"{name}.py").read_text(encoding="utf-8")
 
 
 def command(python: str = "python3") -> str:

@@ -105,7 +105,9 @@ def arrive_all(
             engine, method = _arrive(route, hop, engines, ring, timeout_s)
             engines.append(engine)
             methods.append(method)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, NbkitError):
+            error.hop = len(engines)
         for engine in reversed(engines):
             engine.close()
         raise

@@ -216,6 +216,14 @@ class Session:
             "strict_kex": engine.agreed_on_strict_kex, "source": self.route.source,
         }  # fmt: skip
 
+    def round_trips(self, timeout_s: float = 10.0) -> list[float]:
+        """Seconds to each hop and back, the target last.
+
+        Raises: UnreachableError.
+        """
+        self.engine  # noqa: B018 - raises when the session is over
+        return [engine.round_trip(timeout_s) for engine in self._engines[:-1]] + [self.round_trip(timeout_s)]
+
     def round_trip(self, timeout_s: float = 10.0) -> float:
         """Seconds for a request to the host and its answer.
 
