@@ -26,12 +26,21 @@ def mode() -> Mode:
 
     NBKIT_DISPLAY=widget|html|text overrides it: `html` where the front end has no widget manager, such as VS Code offline.
     """
+    return choice()[0]
+
+
+def choice() -> tuple[Mode, str]:
+    """`mode()`, and the reason for it in a few words."""
     chosen = os.environ.get("NBKIT_DISPLAY", "")
     if chosen in {"widget", "html", "text"}:
-        return cast("Mode", chosen)
-    if not in_notebook() or os.environ.get("CI"):
-        return "text"
-    return "widget" if importlib.util.find_spec("anywidget") else "html"
+        return cast("Mode", chosen), f"NBKIT_DISPLAY={chosen}"
+    if not in_notebook():
+        return "text", "not in a notebook"
+    if os.environ.get("CI"):
+        return "text", "CI is set"
+    if importlib.util.find_spec("anywidget"):
+        return "widget", "in a notebook"
+    return "html", "anywidget is not installed"
 
 
 def emit(value: Any) -> None:

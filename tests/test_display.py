@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nbkit.display import Table, mode
+from nbkit.display import Table, choice, mode
 
 
 class TestTable:
@@ -33,7 +33,7 @@ class TestTable:
 def test_mode_follows_the_environment(monkeypatch, chosen):
     """NBKIT_DISPLAY overrides what is found."""
     monkeypatch.setenv("NBKIT_DISPLAY", chosen)
-    assert chosen == mode()
+    assert (chosen, f"NBKIT_DISPLAY={chosen}") == choice()
 
 
 def test_an_unknown_choice_is_no_choice(monkeypatch):
@@ -42,16 +42,16 @@ def test_an_unknown_choice_is_no_choice(monkeypatch):
     assert "text" == mode()
 
 
-@pytest.mark.parametrize(("ci", "expected"), [("", "widget"), ("true", "text")])
+@pytest.mark.parametrize(("ci", "expected"), [("", ("widget", "in a notebook")), ("true", ("text", "CI is set"))])
 def test_a_notebook_gets_widgets_and_ci_text(monkeypatch, ci, expected):
     """In a kernel there is a front end to draw in; in CI nobody looks, and outputs are compared."""
     monkeypatch.delenv("NBKIT_DISPLAY", raising=False)
     monkeypatch.setenv("CI", ci)
     monkeypatch.setattr("nbkit.display.in_notebook", lambda: True)
-    assert expected == mode()
+    assert expected == choice()
 
 
 def test_mode_is_text_outside_a_notebook(monkeypatch):
     """A script or a test has no notebook to draw in."""
     monkeypatch.delenv("NBKIT_DISPLAY", raising=False)
-    assert mode() == "text"
+    assert ("text", "not in a notebook") == choice()

@@ -177,7 +177,7 @@ class TestDashboard:
         assert counts[0] > 8
 
     def test_a_click_is_heard_while_a_cell_waits(self, kernel, widget):
-        """Stop ends the run although run.wait() blocks the kernel; then a picture takes the widget's place."""
+        """Stop ends the run although run.wait() blocks the kernel; then a picture takes the widget's place, on every page."""
         info = kernel.client.kernel_info(reply=True, timeout=LIMIT_S)
         if "kernel subshells" not in info["content"].get("supported_features", []):
             pytest.skip("this ipykernel has no subshells")
@@ -192,7 +192,11 @@ class TestDashboard:
         assert [] == [m["content"]["evalue"] for m in kernel.messages if _of(m, waiting) and _kind(m) == "error"]
         last = kernel.until(lambda m: _frozen(m) and "stopped" in m["content"]["data"]["text/plain"], "the picture")
         assert {"text/html", "text/plain"} == set(last["content"]["data"])
-        kernel.until(lambda m: _kind(m) == "comm_close" and m["content"]["comm_id"] == widget, "the widget's end")
+        frozen = _custom(kernel.until(lambda m: "frozen" in _custom(m, widget), "the picture for pages"), widget)
+        assert {"model_id": widget, "data": last["content"]["data"]} == frozen["frozen"]
+        kernel.say(widget, {"method": "request_state"})  # a page that opens later
+        late = kernel.until(lambda m: "frozen" in _state(m, widget).get("history", {}), "the picture for a late page")
+        assert frozen == _state(late, widget)["history"]
 
     def test_a_run_that_ended_says_so_to_a_late_click(self, kernel):
         """The page gets the sentence that the command line would print."""
@@ -212,7 +216,8 @@ class TestDashboard:
             kernel.run("import nbkit.widgets.live as live; live._UNSEEN_S = 0.5\nrun = begin(2000)\nnbkit.watch(run)")
         )
         assert VIEW in shown[0]
-        kernel.until(_drawn, "a picture")
+        drawn = kernel.until(_drawn, "a picture")["content"]["data"]["text/html"]
+        assert "no widget answered from this page; NBKIT_DISPLAY=widget, html or text overrides" in drawn
         kernel.run("live._UNSEEN_S = 15.0; run.stop(); run.wait(30)")
         kernel.until(lambda m: _frozen(m) and "stopped" in m["content"]["data"]["text/plain"], "the last picture")
 
@@ -224,6 +229,8 @@ class TestPictures:
         shown = _shown(kernel.run("import os; os.environ['NBKIT_DISPLAY'] = 'html'\nrun = begin(30)\nnbkit.watch(run)"))
         assert (1, True, False) == (len(shown), "<svg" in shown[0]["text/html"], VIEW in shown[0])
         run = re.search(r"<title>([\w-]+): ", shown[0]["text/html"])[1]
+        note = "pictures, no widget: NBKIT_DISPLAY=html; NBKIT_DISPLAY=widget, html or text overrides"
+        assert f"{run} · {note}" in shown[0]["text/html"]
         kernel.until(lambda m: _frozen(m) and run in m["content"]["data"]["text/plain"], "the last picture")
         updates = [m for m in kernel.messages[before:] if _kind(m) == "update_display_data"]
         assert len(updates) >= 2
@@ -235,7 +242,7 @@ class TestPictures:
         assert (1, True) == (len(shown), "data:image/svg+xml" in shown[0]["text/html"])
         assert "state          done" in shown[0]["text/plain"]
 
-    def test_ci_gets_one_line_of_text(self, kernel):
+    def test_ci_gets_text(self, kernel):
         """nbval and nbclient compare the first value of an output: there is none that changes."""
         messages = kernel.run(
             "import os; os.environ['CI'] = '1'\nr = begin(3); r.wait(30)\nnbkit.watch(r); del os.environ['CI']"
@@ -243,6 +250,7 @@ class TestPictures:
         assert [] == _shown(messages)
         text = "".join(m["content"]["text"] for m in messages if _kind(m) == "stream")
         assert re.search(r"-steps(-\d+)?: done · step 3/3 · loss 2\.\d+", text)
+        assert text.endswith("as text: CI is set; NBKIT_DISPLAY=widget, html or text overrides\n")
 
 
 def _custom(message, comm):

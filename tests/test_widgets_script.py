@@ -47,6 +47,18 @@ PIXELS = """([r, g, b]) => {
   for (let i = 0; i < d.length; i += 4) found += far(i) < 12 && d[i + 3] > 200;
   return found;
 }"""
+RESULT = {
+    "n": 8,
+    "frozen": {"model_id": "mine", "data": {"text/html": "<b>the result</b>", "text/plain": "result"}},
+}
+# A notebook as JupyterLab's widget manager reaches it: text, a cell that shows the widget twice, another's widget.
+NOTEBOOK = """() => {
+  const view = (model_id) => ({data: {"application/vnd.jupyter.widget-view+json": {model_id}}});
+  const outputs = (list) => ({length: list.length, get: (i) => list[i], set: (i, value) => { list[i] = value; }, list});
+  const cells = [{}, {outputs: outputs([{}, view("mine"), view("mine")])}, {outputs: outputs([view("another")])}];
+  window.cells = cells;
+  model.widget_manager = {context: {model: {cells}}};
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -333,6 +345,27 @@ class TestSamples:
         assert "at step 30" == part(page, "compared")
         page.get_by_label("evaluation whose samples are shown").select_option("90")
         assert "newest" in part(page, "texts")
+
+
+class TestFrozen:
+    def test_the_result_takes_the_widget_s_place_in_the_notebook(self, show):
+        """In each output that shows this widget, and in no other."""
+        page = show()
+        page.evaluate(NOTEBOOK)
+        deliver(page, RESULT)
+        kept = {"output_type": "display_data", "metadata": {}, "data": RESULT["frozen"]["data"]}
+        assert [{}, kept, kept] == page.evaluate("cells[1].outputs.list")
+        assert "another" in page.evaluate("JSON.stringify(cells[2].outputs.list)")
+
+    def test_where_the_notebook_is_out_of_reach_the_view_shows_it(self, show):
+        """With how to keep it; later messages change nothing."""
+        page = show()
+        deliver(page, RESULT)
+        deliver(page, {"n": 9, "head": {"state": "training"}})
+        words = page.locator("[data-nbkit=dashboard]").inner_text().split("\n")
+        assert ["the result", "Shown by the kernel. To keep it in the notebook: nbkit.watch() in a cell"] == list(
+            filter(None, words)
+        )
 
 
 def test_a_view_that_is_closed_leaves_nothing(show):

@@ -88,7 +88,7 @@ export function nearest(list, at) {
 
 export class Store {
   constructor() {
-    Object.assign(this, { views: new Set(), n: -1 }).clear("");
+    Object.assign(this, { views: new Set(), n: -1, frozen: null }).clear("");
   }
 
   clear(run) {
@@ -98,10 +98,11 @@ export class Store {
   // Take a snapshot (`history`) or a delta, numbered by `n`. Returns false when deltas were missed in between.
   take(message) {
     this.heard = Date.now();
+    this.frozen ||= message.frozen;
     const { history, n = this.n } = message;
     const old = !history && message.n != null && n <= this.n;  // seen before, or a sign of life
     if (history) this.clear(history.run);
-    const complete = history || n <= this.n + 1 || this.n < 0;
+    const complete = history || message.frozen || n <= this.n + 1 || this.n < 0;
     this.n = Math.max(n, history ? n : this.n);
     const { rows = [], evals = [], loads = [], samples = [], head, machine, back } = old ? {} : history || message;
     if (back != null) for (const name of ["rows", "evals", "loads"]) this[name] = this[name].filter((row) => row[0] < back);
@@ -209,6 +210,7 @@ class View {
 
   // What the kernel said: text at once, pictures with the next frame.
   changed(message) {
+    if (this.store.frozen) return this.freeze(this.store.frozen.data["text/html"]);
     if (message.ack) this.answered(message);
     if (message.head || message.machine || message.history) this.showHead();
     if (message.samples || message.history) this.listSamples();
@@ -237,6 +239,12 @@ class View {
     if (this.pending && settled[this.pending]) this.pending = null;
     if (!this.pending) { clearTimeout(this.timer); this.say(doing || ""); }
     this.enable();
+  }
+
+  // For pages whose notebook cannot be reached from here. frozen.py made the HTML and escaped what it was told.
+  freeze(html) {
+    this.root.innerHTML = html;
+    this.root.append(node("p", {}, "Shown by the kernel. To keep it in the notebook: nbkit.watch() in a cell"));
   }
 
   enable() {
@@ -370,8 +378,8 @@ class View {
 function scaled(lines, span, { zero, log, limit, cap }, right, bottom) {
   const values = lines.flatMap(({ points }) => points.map(([, value]) => value)).filter((value) => value != null && (!log || value > 0));
   if (!values.length) return null;
-  values.sort((a, b) => a - b);
-  let low = values[0], high = Math.min(values.at(-1), cap ? cap * values[values.length >> 1] : Infinity);
+  let low = Math.min(...values), high = Math.max(...values);
+  if (cap) high = Math.min(high, cap * values.sort((a, b) => a - b)[values.length >> 1]);
   if (zero) low = Math.min(0, low);
   if (limit) high = Math.max(limit, high);
   const room = (high - low || Math.abs(high) || 1) * 0.06;
@@ -426,18 +434,31 @@ function paint(canvas, options) {
   }
 }
 
+// Put the result into each output of the notebook that shows this widget. The kernel has done so by the output's id, but
+// a page that was loaded later does not know that id. In JupyterLab and Notebook a widget's manager knows the notebook.
+function replace({ model_id, data }, manager) {
+  for (const { outputs } of manager?.context?.model?.cells ?? [])
+    for (let i = 0; i < (outputs?.length ?? 0); i++)
+      if (outputs.get(i).data?.["application/vnd.jupyter.widget-view+json"]?.model_id === model_id)
+        outputs.set(i, { output_type: "display_data", metadata: {}, data });
+}
+
 // One store a model: the script is called once for each, then for each of its views.
 export default () => {
   const store = new Store();
   return {
     initialize({ model }) {
       let asked = 0;
+      const take = (message) => {
+        if (message.frozen) replace(message.frozen, model.widget_manager);
+        return store.take(message);
+      };
       const on = (message) => {
-        if (store.take(message) || Date.now() - asked < ACK_MS) return;
+        if (take(message) || Date.now() - asked < ACK_MS) return;
         asked = Date.now();
         model.send({ kind: "ready", n: -1 });  // something was missed: ask for all of it
       };
-      store.take(model.get("history"));
+      take(model.get("history"));
       model.on("msg:custom", on);
       model.send({ kind: "ready", n: store.n });
       return () => model.off("msg:custom", on);

@@ -18,6 +18,7 @@ import traitlets
 from nbkit.errors import NbkitError
 from nbkit.training import Run
 from nbkit.widgets.feed import Feed
+from nbkit.widgets.frozen import Frozen
 
 EVERY_S = 0.2
 _HEARTBEAT_S = 5.0  # so that a page knows a kernel that has nothing new from one that is gone
@@ -47,6 +48,7 @@ class Dashboard(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no 
         self.feed = feed
         self.pages = 0  # pages that said they show it
         self._sent = 0
+        self._frozen: dict[str, Any] | None = None
         self._said = 0.0
         self._sending = threading.RLock()
         feed.poll()
@@ -55,12 +57,14 @@ class Dashboard(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no 
         _route_past_a_busy_cell(self.comm)
 
     def __repr__(self) -> str:
-        return f"Dashboard({self.feed.run.id})"  # no address: notebooks are compared
+        # What a notebook saved in mid-run shows on GitHub, and what notebooks are compared by: no address.
+        return f"{self.feed.run.id}: a live view; nbkit.watch() in a cell shows the run as it is now"
 
     def whole(self) -> dict[str, Any]:
-        """Everything so far, as a page takes it."""
+        """Everything so far, as a page takes it; when frozen, what takes the widget's place."""
         with self._sending:
-            return {"history": self.feed.snapshot(), "n": self._sent}
+            whole = {"frozen": self._frozen} if self._frozen else {"history": self.feed.snapshot()}
+            return {"n": self._sent, **whole}
 
     def refresh(self) -> bool:
         """Send what is new, if anything; False when the run has ended."""
@@ -73,11 +77,16 @@ class Dashboard(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no 
                 self.send({"n": self._sent, **message})
         return self.feed.status.active
 
-    def say(self, text: str) -> None:
-        """A sentence beside the buttons, where what the run is doing stands."""
+    def freeze(self, result: Frozen) -> None:
+        """Hand `result` to every page that shows the widget, now or later, to put in the widget's place.
+
+        The widget stays open: a notebook that was saved in mid-run and is opened after the end asks for it.
+        """
         with self._sending:
             self._sent += 1
-            self.send({"n": self._sent, "head": {"doing": text}})
+            data = {"text/html": result._repr_html_(), "text/plain": repr(result)}
+            self._frozen = {"model_id": self.model_id, "data": data}
+            self.send(self.whole())
 
     def pump(self, ended: Callable[[], None], unseen: Callable[[], bool] = lambda: False) -> threading.Thread:
         """Refresh five times a second from a daemon thread until the run has ended, then call `ended`.

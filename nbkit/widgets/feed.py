@@ -14,7 +14,7 @@ from nbkit.widgets.head import Head, clock, gib, number
 from nbkit.widgets.series import RING, Load, Row, Series, short, thinned_loads
 from nbkit.widgets.words import Segment, changes
 
-_LIVENESS_EVERY_S = 1.0  # how often it is checked that the process is still there
+_LIVENESS_EVERY_S = 1.0  # how often it is checked that a process that writes nothing is still there
 _SAMPLES_KEPT = 24  # evaluations
 _SAMPLE_CHARACTERS = 1500
 _SMOOTH_LEAST, _SMOOTH_MOST = 6.0, 100.0  # rows; in between, a fortieth of the run
@@ -100,17 +100,17 @@ class Feed:
             }
 
     def _read_status(self) -> None:
-        """The recorded status when the file changed; now and then what can be seen of its process, too."""
+        """The recorded status when the file changed; when it has not for a while, what can be seen of its process, too."""
         seen = _changed(self.run)
         if not seen:
             return  # moved or removed: the last known state stays
         now = time.monotonic()
-        if self.status.active and now - self._checked > _LIVENESS_EVERY_S:
+        if seen != self._status_seen:
             self._status_seen, self._checked = seen, now
-            self.status = self.run.status
-        elif seen != self._status_seen:
-            self._status_seen = seen
             self.status = recorded(self.run.path)
+        elif self.status.active and now - self._checked > _LIVENESS_EVERY_S:
+            self._checked = now
+            self.status = self.run.status
 
     def _read_rows(self, delta: Delta) -> None:
         window = min(_SMOOTH_MOST, max(_SMOOTH_LEAST, self.status.max_steps / 40))

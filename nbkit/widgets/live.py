@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 from nbkit import training
-from nbkit.display import in_notebook, mode
+from nbkit.display import choice, in_notebook
 from nbkit.training import Run, latest
-from nbkit.training.samples import NEW_TOKENS, Prompt
 from nbkit.widgets.feed import Feed
 from nbkit.widgets.frozen import Frozen
 from nbkit.widgets.idle import Idle
@@ -19,26 +19,25 @@ from nbkit.widgets.picture import picture
 
 _PICTURE_EVERY_S = 0.5
 _UNSEEN_S = 15.0  # of an idle kernel, without a word from a page: JupyterLab takes about one second
+_OVERRIDE = "NBKIT_DISPLAY=widget, html or text overrides"
+_Given = ParamSpec("_Given")
 
 
-def start(
-    trainer: Any,
-    *,
-    name: str = "",
-    resume: str | Path | Run | None = None,
-    samples: Sequence[Prompt] = (),
-    sample_tokens: int = NEW_TOKENS,
-    detach: bool = False,
-) -> Run:
-    """`training.start`, with a live view in the cell that started it; the cell returns at once."""
-    run = training.start(trainer, name=name, resume=resume, samples=samples, sample_tokens=sample_tokens, detach=detach)
-    _say_notes(run)
-    if run.status.active:
-        watch(run)
-    return run
+def _shown(begin: Callable[_Given, Run]) -> Callable[_Given, Run]:
+    """`begin`, with its own signature and docstring, and a live view of its run in the cell that calls it."""
+
+    @functools.wraps(begin)
+    def begin_and_watch(*args: _Given.args, **kwargs: _Given.kwargs) -> Run:
+        run = begin(*args, **kwargs)
+        _say_notes(run)
+        if run.status.active:
+            watch(run)
+        return run
+
+    return begin_and_watch
 
 
-start.__doc__ = training.start.__doc__
+start = _shown(training.start)
 
 
 def watch(run: Run | str | Path | None = None) -> Run:
@@ -50,9 +49,11 @@ def watch(run: Run | str | Path | None = None) -> Run:
     Raises: RunError when there is no such run.
     """
     run = run if isinstance(run, Run) else latest(run)
-    how = mode()
+    how, why = choice()
     if how == "text" or not in_notebook():
         print(f"{run.id}: {run.headline()}")
+        if in_notebook():
+            print(f"as text: {why}; {_OVERRIDE}")
         return run
     from IPython.display import HTML, display
 
@@ -63,7 +64,8 @@ def watch(run: Run | str | Path | None = None) -> Run:
     elif how == "widget":
         _show_dashboard(feed)
     else:
-        _show_pictures(feed, display(HTML(picture(feed, inline=True)), display_id=True))
+        note = f"pictures, no widget: {why}; {_OVERRIDE}"
+        _show_pictures(feed, display(HTML(picture(feed, inline=True, note=note)), display_id=True), note)
     _say_no_more(run)
     return run
 
@@ -78,13 +80,14 @@ def _show_dashboard(feed: Feed) -> None:
     handle = display(dashboard, display_id=True)
 
     def freeze() -> None:
-        """Put the picture in the widget's place, so that the notebook needs no kernel to show it."""
+        """Put the picture in the widget's place, so that the notebook needs no kernel to show it.
+
+        A page that was reloaded does not know the output's id; it, and one that opens later, has it from the widget.
+        """
         idle.close()
-        handle.update(Frozen(feed))
-        if dashboard.pages < 2:
-            dashboard.close()
-        else:  # a page that was reloaded does not know the output's id: there the widget stays
-            dashboard.say("to keep this result in the notebook: nbkit.watch() in a cell")
+        result = Frozen(feed)
+        handle.update(result)
+        dashboard.freeze(result)
 
     def unseen() -> bool:
         """True when no page has answered in all the time that it could: this front end shows no widgets."""
@@ -92,22 +95,22 @@ def _show_dashboard(feed: Feed) -> None:
             return False
         idle.close()
         dashboard.close()
-        _show_pictures(feed, handle)
+        _show_pictures(feed, handle, f"pictures: no widget answered from this page; {_OVERRIDE}")
         return True
 
     dashboard.pump(freeze, unseen)
 
 
-def _show_pictures(feed: Feed, handle: Any) -> None:
-    """Keep an output up to date with pictures, twice a second while something changes."""
+def _show_pictures(feed: Feed, handle: Any, note: str) -> None:
+    """Keep an output up to date with pictures, twice a second while something changes; each says why it is one."""
     from IPython.display import HTML
 
     def pump() -> None:
-        handle.update(HTML(picture(feed, inline=True)))
+        handle.update(HTML(picture(feed, inline=True, note=note)))
         while feed.status.active:
             time.sleep(_PICTURE_EVERY_S)
             if feed.poll().message():
-                handle.update(HTML(picture(feed, inline=True)))
+                handle.update(HTML(picture(feed, inline=True, note=note)))
         handle.update(Frozen(feed))
 
     threading.Thread(target=pump, name=f"watch {feed.run.id}", daemon=True).start()

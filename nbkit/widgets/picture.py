@@ -44,17 +44,18 @@ _SHAPES = {
 }
 
 
-def picture(feed: Feed, *, inline: bool, points: int = 240, metadata: str = "") -> str:
+def picture(feed: Feed, *, inline: bool, points: int = 240, note: str = "", metadata: str = "") -> str:
     """SVG of what `feed` has read so far.
 
     Args:
         inline: To stand in a page and follow the theme of its notebook; else to stand alone, as an image, and follow
             the reader's light or dark setting.
         points: Of the longest curve; fewer make a smaller file.
+        note: A few words beside the run's id.
         metadata: Text kept inside, for whoever reads the file again.
     """
     head = feed.head or Head()
-    drawn = "".join((_card(head, feed.run.id, _reason(feed)), *_charts(feed, points)))
+    drawn = "".join((_card(head, feed.run.id, note, _reason(feed)), *_charts(feed, points)))
     label = escape(f"{feed.run.id}: {head.line}", quote=True)
     kept = f'<metadata id="nbkit-run">{escape(metadata, quote=False)}</metadata>' if metadata else ""
     size = "" if inline else f'height="{HEIGHT}" '
@@ -98,12 +99,12 @@ def _reason(feed: Feed) -> str:
     return str(feed.machine.get("reason", ""))
 
 
-def _card(head: Head, run: str, reason: str) -> str:
+def _card(head: Head, *about: str) -> str:
     tone = _TONES.get(head.state, "quiet")
     done = min(1.0, head.step / head.steps) if head.steps else 0.0
     width = WIDTH - 32
-    about = " · ".join(part for part in (run, reason, head.cause) if part)
-    about = about if len(about) < 150 else about[:149] + "…"
+    told = " · ".join(part for part in (*about, head.cause) if part)
+    told = told if len(told) < 150 else told[:149] + "…"
     return (
         f'<rect class="p" x=".5" y=".5" width="{WIDTH - 1}" height="{HEIGHT - 1}" rx="9"/>'
         f'<g transform="translate(16 15)" class="c-{tone}">{_SHAPES.get(head.state, _SHAPES["waiting"])}</g>'
@@ -111,7 +112,7 @@ def _card(head: Head, run: str, reason: str) -> str:
         f'<tspan class="k" dx="14">{escape(head.facts)}</tspan></text>'
         f'<rect class="g" x="16" y="38" width="{width}" height="3" rx="1.5" style="stroke:none"/>'
         f'<rect class="c-{tone}" x="16" y="38" width="{width * done:.0f}" height="3" rx="1.5" style="stroke:none"/>'
-        f'<text class="d" x="16" y="57">{escape(about)}</text>'
+        f'<text class="d" x="16" y="57">{escape(told)}</text>'
     )
 
 

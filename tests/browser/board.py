@@ -6,6 +6,9 @@ from playwright.sync_api import expect
 
 from tools.page import wait_for
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
+PICTURE = "img[src^='data:image/svg']"
+
 # How many pixels of a canvas are not empty.
 _INK = """canvas => {
   const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
@@ -46,3 +49,17 @@ class Board:
     def ink(self, panel):
         """How many pixels of a panel's canvas are drawn on."""
         return self.part(f"panel-{panel}").locator("canvas").evaluate(_INK)
+
+
+def expect_kept(book, state):
+    """Wait until the result stands where the widget was, save, and return the bundles of the file: none is a widget's."""
+    expect(book.outputs.locator(PICTURE)).to_be_visible()
+    expect(book.outputs.get_by_role("cell", name=state)).to_be_visible()
+    wait_for(lambda: Board(book).root.count() == 0, "the widget to be replaced")
+    book.save()
+    saved = book.saved()
+    assert "widgets" not in saved.metadata
+    bundles = [output["data"] for cell in saved.cells for output in cell.outputs if "data" in output]
+    assert not any(WIDGET in bundle for bundle in bundles)
+    assert 1 == sum("data:image/svg" in bundle.get("text/html", "") for bundle in bundles)
+    return bundles

@@ -6,14 +6,12 @@ import base64
 import re
 
 import nbformat
-from board import Board
+from board import PICTURE, expect_kept
 from playwright.sync_api import expect
 
-from tools.page import Notebook, wait_for
+from tools.page import Notebook
 
 WATCH = "import nbkit, steps\nrun = nbkit.watch(steps.begin(total=60, every_s=0.02))"
-WIDGET = "application/vnd.jupyter.widget-view+json"
-PICTURE = "img[src^='data:image/svg']"
 # An image that the browser could not read has no size of its own.
 _DRAWN = "image => image.complete && image.naturalWidth > 0"
 
@@ -21,14 +19,8 @@ _DRAWN = "image => image.complete && image.naturalWidth > 0"
 def test_the_saved_notebook_shows_the_result(notebook, lab, page):
     """Saved, kernel gone, opened anew and untrusted: no widget in the file, an SVG of at most 25 kB, drawn in the page."""
     book = notebook(WATCH).run_all()
-    expect(book.outputs.locator(PICTURE)).to_be_visible()
-    wait_for(lambda: Board(book).root.count() == 0, "the widget to be replaced")
-    book.save()
+    bundles = expect_kept(book, "done")
     lab.end_kernels()
-    saved = book.saved()
-    bundles = [output["data"] for output in saved.cells[0].outputs if "data" in output]
-    assert not any(WIDGET in bundle for bundle in bundles)
-    assert "widgets" not in saved.metadata
     (html,) = [bundle["text/html"] for bundle in bundles if "text/html" in bundle]
     (encoded,) = re.findall(r"src=[\"']data:image/svg\+xml;base64,([^\"']+)", html)
     svg = base64.b64decode(encoded).decode()
@@ -36,6 +28,7 @@ def test_the_saved_notebook_shows_the_result(notebook, lab, page):
     assert "http" not in svg.replace("http://www.w3.org/", "")
     assert all("0x" not in bundle["text/plain"] for bundle in bundles)
 
+    saved = book.saved()
     reader = Notebook(lab, page, f"{book.folder.name}/reader", [])
     saved.cells.append(nbformat.v4.new_markdown_cell("changed, so not trusted"))
     nbformat.write(saved, reader.path)

@@ -44,5 +44,6 @@ def test_narrow_page(notebook):
     assert board.root.evaluate("e => e.scrollWidth <= e.clientWidth + 1")
     box, page = board.root.bounding_box(), board.book.page.viewport_size
     assert box["x"] + box["width"] <= page["width"]
+    assert board.part("panel-rate").bounding_box()["width"] > 0.8 * box["width"]  # one below the other
     board.click("Log scale")
     assert "true" == board.part("scale").get_attribute("aria-pressed")
