@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from bench import Figures, Goal, _peer_worker, _peers
-from bench.memory import _sum_up, _targets
+from bench import Figures, Goal, _memory_calls, _memory_rows, _peer_worker, _peers
+from bench.memory import Case, _decisions, _sum_up, _targets
 from nbkit.display import Table
 
 CONFIG = {
@@ -63,6 +63,37 @@ class TestWorker:
         """16 B a parameter in fp32 and 8 in mixed precision: its 'Training using Adam'."""
         assert PARAMS * 16 / 2**30 == pytest.approx(asked("accelerate", dtype="fp32")["gib"], rel=1e-3)
         assert PARAMS * 8 / 2**30 == pytest.approx(asked("accelerate", dtype="bf16")["gib"], rel=1e-3)
+
+
+class TestRows:
+    def test_every_row_is_asked_or_left_out_for_a_reason(self):
+        """No row falls away in silence, and no description fails."""
+        rows, why = _memory_rows.rows(), {}
+        for row in rows:
+            try:
+                assert _memory_calls.call(row).options["seq"] == int(row.fields["seq_len"])
+            except _memory_calls.LeftOutError as error:
+                why[row.id] = str(error)
+        assert 260 == len(rows)
+        assert {"a note calls it SUSPECT"} == {why[one] for one in ("r041", "r044", "r051")}
+        assert len(why) < len(rows) / 2
+
+    def test_lengths_have_the_published_mean(self):
+        """A log-normal's quantiles, up to the longest row that is kept."""
+        found = _memory_calls.lengths(3234.4, 2547.5, 91, 19548)
+        assert 3234 == pytest.approx(sum(found) / len(found), rel=0.02)
+        assert (2048, True) == (max(cut := _memory_calls.lengths(3234.4, 2547.5, 91, 2048)), len(cut) < len(found))
+
+    def test_a_run_that_fits_and_is_refused_counts(self):
+        """By the share that its low end is above the card; a full card that is promised room likewise."""
+        by_id = {row.id: row for row in _memory_rows.rows()}
+        cases = [
+            Case(by_id["r011"], _memory_calls.Call(None), low_gib=50.0, high_gib=60.0),
+            Case(by_id["r272"], _memory_calls.Call(None), low_gib=5.0, high_gib=8.0),
+        ]
+        refused, promised = _decisions(cases).rows
+        assert [2, 1, 1] == list(refused[1:4])
+        assert [1, 1, 1] == list(promised[1:4])
 
 
 class TestSums:

@@ -13,6 +13,7 @@ from nbkit.errors import ModelError, NbkitError
 from nbkit.memory.program import Program
 
 Task = Literal["causal", "sequence classification"]
+PACKED = frozenset({"Params4bit", "Int8Params"})  # bitsandbytes' classes of quantised weights
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ def build(wanted: Wanted, layers: int | None, program: Program) -> Fake:
             model = _skeleton(wanted, config, program)
             if wanted.quantization_config is not None:
                 _quantise(model, wanted.quantization_config, head=program.head_quantised)
+                if program.casts_unquantised:
+                    _to_fp32(model)
             if adapted:
                 model = _adapt(model, wanted.peft_config)
     mode = FakeTensorMode()
@@ -175,6 +178,15 @@ def _quantise(model: Any, config: Any, *, head: bool) -> None:
     model.config.quantization_config = chosen
 
 
+def _to_fp32(model: Any) -> None:
+    """As peft.prepare_model_for_kbit_training does with every 16-bit weight that holds no packed ones."""
+    import torch
+
+    for parameter in model.parameters():
+        if parameter.dtype in {torch.float16, torch.bfloat16} and type(parameter).__name__ not in PACKED:
+            parameter.data = parameter.data.to(torch.float32)
+
+
 def _adapt(model: Any, peft_config: Any) -> Any:
     from peft import get_peft_model
 
@@ -210,7 +222,7 @@ def dora_without_weights() -> Iterator[None]:
 
     def shaped(module: Any) -> Any:
         weight, shape = module.weight, (module.out_features, module.in_features)
-        if type(weight).__name__ in {"Params4bit", "Int8Params"} or hasattr(weight, "SCB"):
+        if type(weight).__name__ in PACKED or hasattr(weight, "SCB"):
             return torch.empty(shape, dtype=torch.float32)
         state = getattr(weight, "quant_state", None)
         return before(module) if state is None else torch.empty(shape, dtype=state.dtype)

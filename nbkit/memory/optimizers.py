@@ -18,9 +18,15 @@ def make(program: Program, model: Any, args: Any = None, mode: Any = None) -> An
 
     Raises: NbkitError when transformers' Trainer would refuse the optimizer too.
     """
+    parameters = [one for one in model.parameters() if one.requires_grad]
+    if program.steps_in_backward:
+        return _InBackward({one: _make(program, [one], model, args, mode) for one in parameters})
+    return _make(program, parameters, model, args, mode)
+
+
+def _make(program: Program, parameters: list[Any], model: Any, args: Any, mode: Any) -> Any:
     import torch
 
-    parameters = [one for one in model.parameters() if one.requires_grad]
     kind = program.optimizer
     if kind == "sgd":
         return torch.optim.SGD(parameters, lr=1e-5, foreach=True)
@@ -28,6 +34,8 @@ def make(program: Program, model: Any, args: Any = None, mode: Any = None) -> An
         return torch.optim.AdamW(
             parameters, lr=1e-5, foreach=kind == "adamw foreach", fused=True if kind == "adamw fused" else None
         )
+    if kind == "adamw masters":
+        return _Masters(parameters)
     if kind == "other":
         return _on_fakes(_transformers(parameters, model, args), mode)
     import bitsandbytes
@@ -39,6 +47,61 @@ def make(program: Program, model: Any, args: Any = None, mode: Any = None) -> An
             if isinstance(module, torch.nn.Embedding):
                 optimizer.mng.register_module_override(module, "weight", {"optim_bits": 32})
     return _on_fakes(optimizer, mode)
+
+
+class _InBackward:
+    """An optimizer a weight, stepped from a hook of the backward (torchtune.training.OptimizerInBackward)."""
+
+    def __init__(self, each: dict[Any, Any]) -> None:
+        self._each = each
+        self.state: dict[Any, Any] = {}
+
+    def step_one(self, parameter: Any) -> None:
+        """Step that weight and free its gradient."""
+        optimizer = self._each[parameter]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        self.state.update(optimizer.state)
+
+    def step(self) -> None:
+        """Step every weight whose gradient is still there: none after a backward."""
+        for parameter in self._each:
+            if parameter.grad is not None:
+                self.step_one(parameter)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Each gradient was freed with its step."""
+
+
+class _Masters:
+    """DeepSpeed's 16-bit optimizers on one GPU: float32 copies of the weights, and of the gradients while they step.
+
+    Source: deepspeed/runtime/zero/stage_1_and_2.py, `step`; FusedAdam needs no workspace.
+    """
+
+    def __init__(self, parameters: list[Any]) -> None:
+        self._parameters, self._adam = parameters, None
+        self.state: dict[Any, Any] = {}
+
+    def step(self) -> None:
+        """Copy the gradients up, step, copy the weights down."""
+        import torch
+
+        if self._adam is None:
+            masters = [one.detach().float().requires_grad_(True) for one in self._parameters]
+            self._adam = torch.optim.AdamW(masters, lr=1e-5, fused=True)
+        masters = self._adam.param_groups[0]["params"]
+        for master, one in zip(masters, self._parameters, strict=True):
+            master.grad, one.grad = one.grad.float(), None
+        self._adam.step()
+        self.state = {master: {"master": master, **self._adam.state[master]} for master in masters}
+        with torch.no_grad():
+            for master, one in zip(masters, self._parameters, strict=True):
+                one.copy_(master)
+                master.grad = None
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Gradients were freed when they were copied."""
 
 
 def _on_fakes(optimizer: Any, mode: Any) -> Any:

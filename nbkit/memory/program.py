@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from nbkit.errors import NbkitError
 
-Loss = Literal["trl fused", "plain", "chunked"]
+Loss = Literal["trl fused", "plain", "shifted", "chunked"]
 Optimizer = Literal[
     "adamw",
     "adamw foreach",
@@ -21,6 +21,7 @@ Optimizer = Literal[
     "adamw 32-bit",
     "adamw paged",
     "adamw paged 8-bit",
+    "adamw masters",
     "sgd",
     "other",
 ]
@@ -34,8 +35,11 @@ class Program:
 
     Attributes:
         name: For the reader of a prediction.
-        loss: `trl fused` never holds the logits; `plain` is the model's own cross entropy over all of them; `chunked`
+        loss: `trl fused` never holds the logits; `plain` is the model's own cross entropy over all of them; `shifted` the
+            same as transformers before 4.46 took it, over a copy of the logits without the last position; `chunked`
             takes the loss `chunk` tokens at a time (LitGPT, torchtune).
+        upcasts_logits: Where `shifted` logits become float32: "at the head" (the Llama family before transformers
+            4.46), "in the loss" (4.46 to 4.49), or "no" earlier than in cross entropy under autocast.
         chunk: Tokens a piece for `chunked`.
         chunked_head: With `chunked`, the head runs piece by piece too; otherwise only the cross entropy does.
         holds_outputs: How long the model's outputs live, logits included: "no" longer than the loss is computed,
@@ -44,9 +48,14 @@ class Program:
         input_grads: Embeddings ask for gradients under checkpointing with adapters (enable_input_require_grads).
         set_to_none: `zero_grad` frees the gradient buffers; False keeps them, filled with zeros.
         optimizer: Which kernel steps. Of `foreach` and plain AdamW only the first makes a copy of all it trains.
+            `masters` steps float32 copies of 16-bit weights (DeepSpeed's fp16 and bf16 engines).
+        steps_in_backward: Each weight is stepped as soon as its gradient is there, and the gradient freed (torchtune's
+            optimizer_in_bwd).
+        bucket_bytes: What the loop holds beside its tensors during the backward: DeepSpeed's reduce buckets.
         autocast: Format of automatic mixed precision, or None where the loop uses none.
         adapter_dtype: Format of the trained adapters; None leaves what PEFT made (float32).
         casts_quantised_adapters: Adapters on quantised weights become bfloat16 (TRL).
+        casts_unquantised: 16-bit weights of a quantised model become float32 (prepare_model_for_kbit_training).
         model_code: Whose modules run: transformers', or LitGPT's as nbkit.memory.litgpt rebuilds them.
         attention: The kernel of attention.
         head_quantised: 4-bit loading quantises the output head too (LitGPT); transformers leaves it in 16 bit.
@@ -57,11 +66,12 @@ class Program:
         exact: nbkit runs this very code; otherwise the program is an approximation by transformers' model code.
         bar: Share of the allocated peak by which the answer may be off, from how the program is known.
 
-    Not covered: the optimizer's step inside of the backward, activations offloaded to RAM.
+    Not covered: activations offloaded to RAM, compiled models.
     """
 
     name: str = "transformers.Trainer"
     loss: Loss = "plain"
+    upcasts_logits: Literal["no", "at the head", "in the loss"] = "no"
     chunk: int = 256
     chunked_head: bool = False
     holds_outputs: Held = "no"
@@ -69,9 +79,12 @@ class Program:
     input_grads: bool = False
     set_to_none: bool = True
     optimizer: Optimizer = "adamw"
+    steps_in_backward: bool = False
+    bucket_bytes: int = 0
     autocast: Literal["bfloat16", "float16"] | None = None
     adapter_dtype: Literal["bfloat16", "float16", "float32"] | None = None
     casts_quantised_adapters: bool = False
+    casts_unquantised: bool = False
     model_code: Literal["transformers", "litgpt"] = "transformers"
     attention: Attention = "sdpa"
     head_quantised: bool = False

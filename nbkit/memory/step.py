@@ -145,8 +145,26 @@ def _prepare(model: Any, job: Job, *, adapted: bool) -> None:
         from trl.trainer.utils import add_fused_lm_head
 
         add_fused_lm_head(model.get_base_model() if adapted else model, outputs=("log_probs", "entropy", "is_top1"))
+    if program.loss == "shifted":
+        _shift(model.get_base_model() if adapted else model, program.upcasts_logits)
     if program.autocast:
         _autocast(model, program)
+
+
+def _shift(model: Any, upcasts: str) -> None:
+    """The loss of transformers before 4.50 (modeling_llama.py, then loss_utils.py): over a shifted copy of the logits."""
+    import torch
+
+    def loss(logits: Any, labels: Any, **_: Any) -> Any:
+        if upcasts == "in the loss":
+            logits = logits.float()
+        kept = logits[..., :-1, :].contiguous()
+        wanted = labels[..., 1:].contiguous().view(-1)
+        return torch.nn.functional.cross_entropy(kept.view(-1, kept.shape[-1]), wanted)
+
+    model.loss_function = loss
+    if upcasts == "at the head":
+        model.get_output_embeddings().register_forward_hook(lambda *found: found[-1].float())
 
 
 def _use_flash(model: Any) -> None:
@@ -203,6 +221,9 @@ class _Stepper:
 
     def _has_grad(self, parameter: Any) -> None:
         self.tracker.adopt(parameter.grad, "gradients")
+        if self.job.program.steps_in_backward:
+            self.optimizer.step_one(parameter)
+            self._adopt_states()
 
     def warm_up(self) -> None:
         """Make the optimizer's states, and the gradient buffers where the program keeps them."""
@@ -218,9 +239,12 @@ class _Stepper:
         tracker = self.tracker
         tracker.phase, tracker.places.backward = "optimizer", False
         self.optimizer.step()
-        for state in optimizers.states(self.optimizer):
-            tracker.adopt(state, "optimizer states")
+        self._adopt_states()
         self.optimizer.zero_grad(set_to_none=self.job.program.set_to_none)
+
+    def _adopt_states(self) -> None:
+        for state in optimizers.states(self.optimizer):
+            self.tracker.adopt(state, "optimizer states")
 
     def step(self, micro_batches: int) -> None:
         for _ in range(micro_batches):
@@ -238,11 +262,17 @@ class _Stepper:
             self.held_loss = loss  # the name is bound till the next loss: with it the nodes of the graph live on
         del outputs, inputs
         tracker.phase, tracker.places.backward = "backward", True
+        buckets = self._buckets()
         loss.backward()
         tracker.places.backward = False
-        del loss
+        del loss, buckets
         if held == "backward":
             self.held = None
+
+    def _buckets(self) -> Any:
+        import torch
+
+        return torch.empty(self.job.program.bucket_bytes, dtype=torch.uint8)
 
     def _inputs(self) -> dict[str, Any]:
         import torch

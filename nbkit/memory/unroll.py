@@ -8,12 +8,13 @@ the third tensor of the copy's neighbour.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from nbkit.memory.trace import Trace
 from nbkit.memory.tracker import Moment
 
-# (phase, layer at full depth, ordinal in that layer and phase): a tensor's name, the same in every step.
+# (phase of a micro-batch, layer at full depth, ordinal there): a tensor's name, the same in every step.
 _Name = tuple[str, int, int]
 
 
@@ -32,12 +33,22 @@ def unroll(
     middle, more = shallow // 2, full - shallow
     names: dict[_Name, int] = {}
     try:
-        before, known = _step(first, {}, middle, more, names)
-        after, _ = _step(steady, known, middle, more, names)
+        before, known = _step(_settled(first), {}, middle, more, names)
+        after, _ = _step(_settled(steady), known, middle, more, names)
     except KeyError:
         return None
     sizes = [size for size, layer in resident for _ in range(more + 1 if layer == middle else 1)]
     return Trace(tuple(sizes), tuple(before), tuple(after), tokens)
+
+
+def _settled(moments: Sequence[Moment]) -> list[Moment]:
+    """Events outside of the layers between two of one layer become that layer's: adding up gradients is no module's."""
+    found = list(moments)
+    for at in range(1, len(found) - 1):
+        before, one, after = found[at - 1 : at + 2]
+        if one.layer == -1 and before.layer == after.layer and before.phase == one.phase == after.phase:
+            found[at] = replace(one, layer=before.layer)
+    return found
 
 
 def _step(
@@ -81,9 +92,13 @@ def _named(moments: Sequence[Moment]) -> dict[int, _Name]:
     """Name each tensor by where it was made and the how-manieth it is there."""
     found: dict[int, _Name] = {}
     counts: dict[tuple[str, int], int] = {}
+    micro_batch, before = 0, ""
     for one in moments:
+        if one.phase == "forward" and before == "backward":
+            micro_batch += 1
+        before = one.phase
         if one.size:
-            place = (one.phase, one.layer)
+            place = (f"{one.phase} {micro_batch}", one.layer)
             found[one.key] = (*place, counts.get(place, 0))
             counts[place] = counts.get(place, 0) + 1
     return found
