@@ -80,7 +80,8 @@ class _Masters:
     """
 
     def __init__(self, parameters: list[Any]) -> None:
-        self._parameters, self._adam = parameters, None
+        self._parameters = parameters
+        self._adam: Any = None
         self.state: dict[Any, Any] = {}
 
     def step(self) -> None:

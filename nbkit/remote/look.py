@@ -33,7 +33,7 @@ def diagnosis(box: Box, *, fast: bool = False, timeout_s: float = 120.0, error: 
     began = time.monotonic()
     found = machine(box, read_speed=not fast)
 
-    def ask(limit_s: float) -> dict[str, Any]:
+    def ask(limit_s: float) -> Any:
         source = program.text("imports", "nbkit.hardware")
         return _harmless(box.call(source, {"timeout_s": limit_s}, timeout_s=limit_s + _START_S))
 
