@@ -190,10 +190,11 @@ class TestDashboard:
         kernel.until(lambda m: "stop" == _custom(m, widget).get("ack"), "the answer to the click")
         kernel.ended(waiting)
         assert [] == [m["content"]["evalue"] for m in kernel.messages if _of(m, waiting) and _kind(m) == "error"]
-        last = kernel.until(lambda m: _frozen(m) and "stopped" in m["content"]["data"]["text/plain"], "the picture")
-        assert {"text/html", "text/plain"} == set(last["content"]["data"])
         frozen = _custom(kernel.until(lambda m: "frozen" in _custom(m, widget), "the picture for pages"), widget)
-        assert {"model_id": widget, "data": last["content"]["data"]} == frozen["frozen"]
+        result = frozen["frozen"]["data"]
+        assert (widget, {"text/html", "text/plain"}) == (frozen["frozen"]["model_id"], set(result))
+        assert "stopped" in result["text/plain"]
+        kernel.until(lambda m: _frozen(m) and result == m["content"]["data"], "the same in the output")
         kernel.say(widget, {"method": "request_state"})  # a page that opens later
         late = kernel.until(lambda m: "frozen" in _state(m, widget).get("history", {}), "the picture for a late page")
         assert frozen == _state(late, widget)["history"]
@@ -216,8 +217,8 @@ class TestDashboard:
             kernel.run("import nbkit.widgets.live as live; live._UNSEEN_S = 0.5\nrun = begin(2000)\nnbkit.watch(run)")
         )
         assert VIEW in shown[0]
-        drawn = kernel.until(_drawn, "a picture")["content"]["data"]["text/html"]
-        assert "no widget answered from this page; NBKIT_DISPLAY=widget, html or text overrides" in drawn
+        why = "pictures: no widget answered from this page; NBKIT_DISPLAY=widget, html or text overrides"
+        kernel.until(lambda m: _drawn(m) and why in m["content"]["data"]["text/html"], "a picture that says why")
         kernel.run("live._UNSEEN_S = 15.0; run.stop(); run.wait(30)")
         kernel.until(lambda m: _frozen(m) and "stopped" in m["content"]["data"]["text/plain"], "the last picture")
 
