@@ -36,6 +36,17 @@ class TestFit:
         for text in ("# weights 3.8", "of the 14.7 GiB that T4 gives", "BitsAndBytesConfig(", "max_length=512", "r=8"):
             assert text in found.output
 
+    def test_disk(self):
+        """The run's disk in a sentence, by item and reason with --method, and as numbers in JSON."""
+        found = invoke("Mistral-7B", "--gpu", "RTX 4090")
+        assert "download 13.50" in found.output
+        table = invoke("Mistral-7B", "--gpu", "RTX 4090", "--method", "qlora")
+        assert "one more than save_total_limit" in table.output
+        said = json.loads(invoke("Mistral-7B", "--gpu", "RTX 4090", "--json").output)
+        by_method = {one["method"]: one["disk"] for one in said["options"]}
+        assert {"download", "checkpoints", "merge"} == by_method["lora"].keys()
+        assert {"download", "checkpoints"} == by_method["full"].keys()
+
     def test_nothing_fits_is_exit_code_1(self):
         """A script sees it; the text names the change that would help."""
         found = invoke("Llama-2-70B", "--gpu", "T4")
@@ -91,3 +102,51 @@ class TestFit:
         assert 0 == done.returncode, done.stderr
         assert "Llama-2-13b-hf on A100-40GB" in done.stdout
         assert "Where to train it" in done.stdout
+
+
+SIZES = {
+    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "vocab_size": 1000,
+}  # fmt: skip
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("config", "text"),
+        [
+            ("{oops", "cannot be read"),
+            ("{}", "lacks what the memory formula needs: num_attention_heads"),
+            (json.dumps({"model_type": "llama", **SIZES, "hidden_size": -64}), "sizes that no model has"),
+            (json.dumps({"model_type": "llama", **SIZES, "num_hidden_layers": 0}), "sizes that no model has"),
+        ],
+    )
+    def test_a_config_that_makes_no_model(self, tmp_path, config, text):
+        """Not JSON, empty, or of impossible sizes: an error that says so, no traceback, exit code 1."""
+        (tmp_path / "config.json").write_text(config)
+        found = invoke(str(tmp_path), "--gpu", "T4")
+        assert 1 == found.exit_code
+        assert text in found.output
+
+    @pytest.mark.parametrize("extra", [{}, {"auto_map": {"AutoConfig": "x.Y"}}])
+    def test_an_unknown_architecture_is_answered_with_its_doubt(self, tmp_path, extra):
+        """The formula counts it like Llama and says that this was not checked; code of its own is named and not run."""
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "strange", **SIZES, **extra}))
+        found = invoke(str(tmp_path), "--gpu", "T4")
+        assert "not checked on models of type 'strange'" in found.output
+        assert ("code of its own that was not run" in found.output) == bool(extra)
+
+    def test_a_model_that_is_not_there(self, tmp_path, monkeypatch):
+        """A folder without a config and a hub id that cannot be had are errors that name it."""
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        assert "holds no config.json" in invoke(str(tmp_path)).output
+        assert "nobody/nothing-7B" in invoke("nobody/nothing-7B", "--gpu", "T4").output
+
+    @pytest.mark.parametrize("words", [("--seq", "0"), ("--batch", "0"), ("--rank", "-1"), ("--gpu", "RTX 9999")])
+    def test_nonsense_is_a_usage_error(self, words):
+        """Exit code 2."""
+        assert 2 == invoke("Mistral-7B", "--gpu", "T4", *words).exit_code
+
+    def test_doubts_are_said(self):
+        """Rows beyond the positions, and adapters of a higher rank than what they adapt."""
+        found = invoke("Mistral-7B", "--gpu", "T4", "--seq", "40000", "--rank", "5000").output
+        assert "40,000 tokens are more than the 32,768 positions" in found
+        assert "rank=5,000 is more than the 1,024" in found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
 import subprocess
@@ -77,6 +78,13 @@ class TestOnFakes:
         adapter = {"r": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **options.pop("adapter", {})}
         return predict(config or self.config(), peft_config=LoraConfig(**adapter), seq=64, **options)
 
+    def accumulating(self):
+        """Arguments of TRL with gradient accumulation."""
+        return SimpleNamespace(
+            per_device_train_batch_size=2, max_length=64, gradient_accumulation_steps=4, bf16=True, optim="adamw_torch",
+            packing_strategy="bfd",
+        )  # fmt: skip
+
     def bits(self, count):
         """A BitsAndBytesConfig."""
         from transformers import BitsAndBytesConfig
@@ -147,12 +155,69 @@ class TestOnFakes:
         assert eager.allocated_gib >= flash.allocated_gib
         assert any("flash_attention_2" in note for note in flash.notes)
         assert any("Liger" in note for note in flash.notes)
+        missing = importlib.util.find_spec("liger_kernel") is None
+        assert missing == any("liger_kernel is not installed here" in note for note in flash.notes)
 
     def test_lengths_are_replayed(self):
         """Batches of many lengths: reserved is replayed in random order, at least what is allocated, and it is said."""
-        found = self.predicted(dataset=[30, 64, 48, 20] * 4, batch=2, device="cuda")
+        config = self.config(num_hidden_layers=6)
+        found = predict(config, self.accumulating(), dataset=[30, 64, 48, 20] * 4, batch=2, device="cuda")
         assert found.allocated_gib <= found.reserved_gib
-        assert any("replayed" in note for note in found.notes)
+        assert any("replayed through a model of the allocator" in note for note in found.notes)
+
+    def test_an_accumulated_step_is_replayed_at_full_depth(self):
+        """Gradients that are added to lie between a layer's events: the unrolled trace is the whole model's, to 1 %."""
+        from peft import LoraConfig
+
+        from nbkit.memory import fake, step
+        from nbkit.memory.unroll import unroll
+
+        adapter = LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
+        wanted = fake.Wanted(
+            self.config(num_hidden_layers=7), "bfloat16", peft_config=adapter, quantization_config=self.bits(4)
+        )
+        job = step.Job(wanted, Program.trl(), 1, 64, {}, accumulates=True)
+        shallow, whole = (step.run(job, layers, trace=True) for layers in (3, None))
+        deep = unroll(shallow.resident, shallow.first.moments, shallow.tally.moments, 3, 7, 64)
+        true = unroll(whole.resident, whole.first.moments, whole.tally.moments, 7, 7, 64)
+        assert true.peak_bytes() == pytest.approx(deep.peak_bytes(), rel=0.01)
+        assert len(true.steady) == pytest.approx(len(deep.steady), rel=0.01)
+        assert whole.tally.peak[1].live == pytest.approx(true.peak_bytes(), rel=0.01)
+
+    def test_gradients_put_there_give_the_peak_of_micro_batches_that_were_run(self):
+        """The quick way and two real micro-batches agree to the byte."""
+        from nbkit.memory import fake, step
+
+        wanted = fake.Wanted(self.config(num_hidden_layers=2), "bfloat16")
+        job = step.Job(wanted, Program.trl(), 1, 64, {}, accumulates=True)
+        quick, real = (step.run(job, None, trace=trace).tally.peak[1].live for trace in (False, True))
+        assert real == quick
+
+    def test_gemma_3(self):
+        """Sliding and full layers in a pattern of six, from the text part of a config that has a vision part too."""
+        from transformers import Gemma3Config, Gemma3TextConfig
+
+        sizes = {
+            "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+            "vocab_size": 512, "num_hidden_layers": 26, "dtype": "bfloat16",
+        }  # fmt: skip
+        text = self.predicted(Gemma3TextConfig(**sizes))
+        whole = self.predicted(Gemma3Config(text_config=Gemma3TextConfig(**sizes)))
+        assert text.allocated_gib == pytest.approx(whole.allocated_gib)
+        assert any("only its language model" in note for note in whole.notes)
+        tied = 512 * 64 + 26 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
+        assert tied * 2 / 2**30 == pytest.approx(text.parts["weights"], rel=0.05)
+
+    @pytest.mark.parametrize(("strategy", "rows", "tokens"), [("bfd", 1, 256), ("wrapped", 4, 64)])
+    def test_packing(self, strategy, rows, tokens):
+        """TRL lays packs end to end as one row, or keeps them as rows when it wraps; every one of them is full."""
+        args = SimpleNamespace(
+            per_device_train_batch_size=4, max_length=64, gradient_accumulation_steps=1, bf16=True, optim="adamw_torch",
+            packing=True, packing_strategy=strategy,
+        )  # fmt: skip
+        found = predict(self.config(), args, dataset=[10, 20, 30] * 8)
+        assert (rows, tokens) == (found.batch, found.seq)
+        assert any("Padding-free" in note for note in found.notes) == (strategy == "bfd")
 
     def test_a_measured_step_agrees_and_leaves_no_trace(self, tmp_path):
         """A real step on this CPU is within 15 % of its prediction; weights, random state and optimizer are as before."""

@@ -88,7 +88,8 @@ class TestPrediction:
         assert found.low_gib < found.device_gib < found.high_gib
         assert "fake step" == found.basis
         assert "<svg" in found._repr_html_()
-        assert {"download", "checkpoints"} <= found.disk.keys()
+        assert {"download", "checkpoints", "merge"} == found.disk.keys()
+        assert "Disk " in str(found)
         assert 3 < found.host_gib
         assert found.versions["torch"]
 
@@ -99,7 +100,7 @@ class TestPrediction:
         config = llama(num_hidden_layers=6)
         job = step.Job(fake.Wanted(config, "bfloat16", peft_config=lora()), Program.trl(), 2, 256, {}, accumulates=True)
         chosen = depth.depths(config, list)
-        assert (3, 5) == chosen.shallow
+        assert (3, 4) == chosen.shallow
         assert 6 == chosen.full
         shallow = depth.peak([step.run(job, layers, edge=chosen.edge).tally for layers in chosen.to_run], chosen)
         whole = step.run(job, None).tally.peak[1].live
@@ -143,6 +144,32 @@ class TestPrediction:
         paged = [note for note in found.notes if "Paged" in note]
         assert ("paged" in optimizer) == bool(paged)
 
+    def test_the_disk_is_that_of_the_run(self, tmp_path):
+        """Epochs, limits and rows of the arguments decide; a folder is not downloaded; an unlimited number is said."""
+        from trl import SFTConfig
+
+        llama(num_hidden_layers=1).save_pretrained(tmp_path)
+        options = {
+            "output_dir": str(tmp_path / "out"),
+            "use_cpu": True,
+            "bf16": False,
+            "report_to": [],
+            "max_length": 64,
+        }
+        rows, adapter = [60] * 10, lora()
+        one = predict(str(tmp_path), SFTConfig(**options, num_train_epochs=1, save_strategy="epoch"), peft_config=adapter,
+                      dataset=rows)  # fmt: skip
+        three = predict(str(tmp_path), SFTConfig(**options, num_train_epochs=3, save_strategy="epoch"), peft_config=adapter,
+                        dataset=rows)  # fmt: skip
+        never = predict(llama(num_hidden_layers=1), SFTConfig(**options, save_strategy="no"), peft_config=adapter)
+        unknown = predict(llama(num_hidden_layers=1), SFTConfig(**options), peft_config=adapter)
+        assert 0 == one.disk["download"]
+        assert 44 * 600 / 2**30 == pytest.approx(one.disk["cache"])
+        assert 3 * one.disk["checkpoints"] == pytest.approx(three.disk["checkpoints"])
+        assert 0 == never.disk["checkpoints"]
+        assert never.disk["download"] > 0
+        assert any("every checkpoint stays" in note for note in unknown.notes)
+
     def test_arguments_are_read(self):
         """Batch, length, accumulation and checkpointing come from the trainer's own arguments."""
         from trl import SFTConfig
@@ -171,6 +198,40 @@ class TestBadInput:
         with pytest.raises(NbkitError) as caught:
             predict(llama(), **{"seq": 64, **options})
         assert 2 == caught.value.exit_code
+
+    def test_a_target_that_no_module_has(self):
+        """PEFT passes over it in silence; the answer says so."""
+        found = predict(llama(num_hidden_layers=1), peft_config=lora(target_modules=["q_proj", "c_attn"]), seq=64)
+        assert any("no module is called c_attn" in note for note in found.notes)
+
+    def test_adapters_wider_than_the_model(self):
+        """More adapter than there is to adapt is answered, with the doubt said."""
+        found = predict(llama(num_hidden_layers=1), peft_config=lora(r=512), seq=64)
+        assert any("r=512 is more than the model's width of 256" in note for note in found.notes)
+
+    def test_adapters_on_layers_that_are_not_there(self):
+        """Layers by number: the ninth is found at full depth, the hundredth is an error."""
+        found = predict(llama(), peft_config=lora(target_modules=["q_proj"], layers_to_transform=[8]), seq=64)
+        assert 8 * (256 + 256) * 4 / 2**30 == pytest.approx(found.parts["adapters"], rel=0.05)
+        with pytest.raises(NbkitError) as caught:
+            predict(llama(), peft_config=lora(target_modules=["q_proj"], layers_to_transform=[100]), seq=64)
+        assert 2 == caught.value.exit_code
+
+    @pytest.mark.parametrize("config", ["{oops", "{}", '{"model_type": "llama", "num_hidden_layers": 0}'])
+    def test_a_config_that_makes_no_model(self, tmp_path, config):
+        """Not JSON, nothing in it, no layers: an error of the model, with a fix."""
+        (tmp_path / "config.json").write_text(config)
+        with pytest.raises(ModelError) as caught:
+            predict(str(tmp_path), seq=64)
+        assert caught.value.hint
+
+    def test_a_missing_model(self, tmp_path, monkeypatch):
+        """Neither in the cache nor to be had: an error that names it; a folder without a config likewise."""
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        with pytest.raises(ModelError, match="nobody/nothing-7B"):
+            predict("nobody/nothing-7B", seq=64)
+        with pytest.raises(ModelError):
+            predict(str(tmp_path), seq=64)
 
     def test_longer_than_the_positions(self):
         """A rotary model is answered, with the doubt said."""

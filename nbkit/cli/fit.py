@@ -89,7 +89,7 @@ def _as_json(found: Plan, method: Any, *, with_data: bool, deals: Any) -> str:
 def _as_text(found: Plan, method: Any, *, with_data: bool, deals: Any) -> str:
     shown = [str(found)]
     if method:
-        shown += [_parts(found, method), found.code(method)]
+        shown += [_parts(found, method), str(found.disk(method)), found.code(method)]
     if with_data:
         shown.append(str(found.prophecy(method=method)))
     if deals is not None:

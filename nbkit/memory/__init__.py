@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nbkit.memory.batches import Feed, compose
 from nbkit.memory.benchmark import benchmark
+from nbkit.memory.calibration import Calibration, calibrate
 from nbkit.memory.fits import Fit, Fits, fits
 from nbkit.memory.formula import Estimate, Part, Step, estimate
 from nbkit.memory.lengths import Prophecy, prophecy
@@ -16,7 +17,7 @@ from nbkit.memory.time import Duration, Load, Rates, duration, remaining
 from nbkit.memory.trace import Trace
 
 __all__ = [
-    "SHAPES", "Duration", "Estimate", "Feed", "Fit", "Fits", "Load", "Measured", "Option", "Part", "Peak", "Plan",
-    "Prediction", "Program", "Prophecy", "Rates", "Shape", "Step", "Trace", "Wish", "benchmark", "compose",
+    "SHAPES", "Calibration", "Duration", "Estimate", "Feed", "Fit", "Fits", "Load", "Measured", "Option", "Part", "Peak", "Plan",
+    "Prediction", "Program", "Prophecy", "Rates", "Shape", "Step", "Trace", "Wish", "benchmark", "calibrate", "compose",
     "duration", "estimate", "fits", "measured_step", "plan", "predict", "prophecy", "remaining", "shape",
 ]  # fmt: skip

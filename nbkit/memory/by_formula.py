@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from nbkit.errors import NbkitError
 from nbkit.memory import asked as asking
-from nbkit.memory.disk import disk, host_gib
+from nbkit.memory.disk import host_gib, of_run
 from nbkit.memory.formula import UNCERTAINTY, Step, estimate, outside
 from nbkit.memory.predict import Prediction
 from nbkit.memory.program import Program
@@ -76,10 +76,11 @@ def by_formula(
     params = found.shape.params
     trained = params if peft_config is None else found.shape.lora_params(step.rank, step.targets)
     width = 4 if peft_config is not None or asked.dtype == "float32" else 2
-    files = disk(
-        params, trained=trained, trained_bytes=width, state_bytes=2 if step.optimizer == "adamw_8bit" else 2 * width,
-        save_total_limit=getattr(args, "save_total_limit", 2) or 2,
+    files, unsure = of_run(
+        params, trained, adapted=peft_config is not None, trained_bytes=width, args=args, lengths=asked.lengths,
+        state_bytes=2 if step.optimizer == "adamw_8bit" else 2 * width, local=found.local,
     )  # fmt: skip
+    notes += unsure
     return Prediction(
         subject=answer.table().title or found.shape.name,
         allocated_gib=allocated,
@@ -98,6 +99,7 @@ def by_formula(
         batch=asked.batch,
         seq=asked.seq,
         program=habits,
+        method=step.method,
     )
 
 

@@ -6,7 +6,6 @@ shallow model. So every peak is extrapolated for itself, and the largest is take
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,9 +47,15 @@ class Depths:
         return self.shallow or (self.full,)
 
 
-def depths(config: Any, skeleton: Any) -> Depths:
-    """Choose them for a config. `skeleton()` builds the whole model on meta; called only where layers may differ."""
+def depths(config: Any, skeleton: Any, adapters: Any = None) -> Depths:
+    """Choose them for a config. `skeleton()` builds the whole model on meta; called only where layers may differ.
+
+    Args:
+        adapters: PEFT config: one that names layers is run at full depth.
+    """
     full = int(config.num_hidden_layers)
+    if _names_layers(adapters):
+        return Depths(full, None, 2)
     prefix, period = 0, 1
     lists = [v for v in vars(config).values() if isinstance(v, list) and len(v) == full and len(set(map(str, v))) > 1]
     kind = getattr(config, "model_type", "")
@@ -63,8 +68,17 @@ def depths(config: Any, skeleton: Any) -> Depths:
     first = edge + 1
     while (first - full) % period:
         first += 1
-    second = first + period * math.ceil(2 / period)
+    second = first + period
     return Depths(full, (first, second) if second < full else None, edge)
+
+
+def _names_layers(adapters: Any) -> bool:
+    """Whether it adapts some layers only, or differently: by number, in a list, a pattern or an expression."""
+    targets = getattr(adapters, "target_modules", None) or ()
+    patterns = [*(getattr(adapters, "rank_pattern", None) or ()), *([targets] if isinstance(targets, str) else targets)]
+    return getattr(adapters, "layers_to_transform", None) is not None or any(
+        letter.isdigit() for one in patterns for letter in one
+    )
 
 
 def pattern(layers: Sequence[Any]) -> tuple[int, int] | None:

@@ -18,9 +18,10 @@ Not covered: hf-xet's chunk cache, other revisions in the hub's cache, logs of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from nbkit.display import Table
 from nbkit.errors import NbkitError
@@ -133,6 +134,63 @@ def disk(
         why = f"{GGUF_BITS[gguf]:g} bit a weight" + ("" if gguf == "f16" else ", made from an f16 file")
         items.append(Item("gguf", params * bits / 8 / GIB, why))
     return Disk(tuple(items))
+
+
+def said(kinds: Mapping[str, float]) -> str:
+    """GiB by kind in a sentence."""
+    each = ", ".join(f"{name} {gib:.2f}" for name, gib in kinds.items() if gib)
+    return f"Disk {sum(kinds.values()):.1f} GiB{f': {each}' if each else ''}."
+
+
+def of_run(
+    params: int,
+    trained: int,
+    *,
+    adapted: bool,
+    trained_bytes: float,
+    state_bytes: float,
+    args: Any = None,
+    lengths: Sequence[int] = (),
+    local: bool = False,
+) -> tuple[Disk, tuple[str, ...]]:
+    """The disk of the run that a trainer's arguments ask for, and doubts, a sentence each.
+
+    Args:
+        adapted: Adapters are trained: a merged copy may be exported afterwards, and is counted.
+        args: SFTConfig or TrainingArguments; None for two checkpoints kept.
+        lengths: Tokens of each row, as far as they are known.
+        local: The model's files are here already.
+    """
+    limit, saves = getattr(args, "save_total_limit", 2), None if args is None else _saves(args, len(lengths))
+    notes: tuple[str, ...] = ()
+    if limit is None and saves is None:
+        saves = 1
+        notes = (
+            "save_total_limit is None: every checkpoint stays on the disk; one is counted. Set save_total_limit=2.",
+        )
+    found = disk(
+        params, trained=trained, trained_bytes=trained_bytes, state_bytes=state_bytes, saves=saves, merge=adapted,
+        save_total_limit=limit, tokens=sum(lengths), download_bytes=0 if local else None,
+    )  # fmt: skip
+    return found, notes
+
+
+def _saves(args: Any, rows: int) -> int | None:
+    """How many checkpoints a run writes; None where its length is not known."""
+    strategy = getattr(args, "save_strategy", "steps")
+    strategy, epochs = str(getattr(strategy, "value", strategy)), getattr(args, "num_train_epochs", None) or 3
+    if strategy == "no":
+        return 0
+    if strategy == "epoch":
+        return math.ceil(epochs)
+    steps = getattr(args, "max_steps", -1)
+    if steps <= 0:
+        if not rows:
+            return None
+        steps = math.ceil(epochs * rows / (args.per_device_train_batch_size * args.gradient_accumulation_steps))
+    every = getattr(args, "save_steps", 500)
+    every = every if every >= 1 else max(every * steps, 1)  # a share of the run
+    return math.ceil(steps / every)  # the last step is saved too
 
 
 def _download(params: int, known: int | None, width: float) -> Item:

@@ -205,6 +205,15 @@ def _adapt(model: Any, peft_config: Any) -> Any:
         raise NbkitError(f"PEFT refuses this adapter: {message}", exit_code=2) from error
 
 
+def unmatched(model: Any, peft_config: Any) -> list[str]:
+    """Names in `target_modules` that no module of the model has; PEFT passes over them in silence."""
+    targets = getattr(peft_config, "target_modules", None)
+    if targets is None or isinstance(targets, str):
+        return []
+    paths = [path for path, _ in model.named_modules()]
+    return sorted(name for name in targets if not any(path == name or path.endswith(f".{name}") for path in paths))
+
+
 @contextlib.contextmanager
 def dora_without_weights() -> Iterator[None]:
     """DoRA takes the norms of the weights; quantised ones have no values here, so a tensor of their shape is given."""

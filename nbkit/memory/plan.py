@@ -6,13 +6,15 @@ fake steps where asked (`measure`); time and money follow from nbkit.memory.time
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from nbkit.display import Table
 from nbkit.errors import NbkitError
 from nbkit.memory.batches import Feed, compose, lengths_of
+from nbkit.memory.disk import Disk, of_run
+from nbkit.memory.disk import said as disk_said
 from nbkit.memory.fits import NAMES
 from nbkit.memory.formula import Method, Step
 from nbkit.memory.lengths import Prophecy, prophecy
@@ -170,6 +172,22 @@ class Plan:
 
         return paste(self, self.chosen(method, checkpointing))
 
+    def disk(self, method: Method | None = None) -> Disk:
+        """What the run puts on disk under an option (default: the best): two checkpoints kept, adapters merged at the end."""
+        option, shape = self.chosen(method), self.subject.shape
+        adapted = option.method != "full"
+        width = 2 if option.method == "full" and self.place.dtype == "bfloat16" else 4
+        found, _ = of_run(
+            shape.params,
+            shape.lora_params(self.wish.rank, self.wish.targets) if adapted else shape.params,
+            adapted=adapted,
+            trained_bytes=width,
+            state_bytes=2 if self.wish.optimizer == "adamw_8bit" else 2 * width,
+            lengths=() if self.data is None else lengths_of(self.data, self.wish.seq)[0],
+            local=self.subject.local,
+        )
+        return found
+
     def prophecy(
         self, data: Any = None, *, method: Method | None = None, checkpointing: bool | None = None
     ) -> Prophecy:
@@ -236,6 +254,8 @@ class Plan:
         )
         by = sorted({one.memory.basis for one in self.options})
         said.append(f"Memory by {' and '.join(by)}; yes: the high end fits, tight: only the low end does.")
+        if (best := self.best) is not None:
+            said.append(f"{disk_said(self.disk().as_mapping())} For {best.name}; merge is a copy to export, in 16 bit.")
         return [*said, *self.place.notes, *self.subject.notes, *self.notes]
 
     def explain(self) -> str:
@@ -280,7 +300,11 @@ class Plan:
             if self.best is None
             else {"method": self.best.method, "checkpointing": self.best.checkpointing},
             "options": [
-                {**one.as_dict(), "changes": [c.as_dict() for c in self.changes(one.method, one.checkpointing)]}
+                {
+                    **one.as_dict(),
+                    "disk": _rounded(self.disk(one.method).as_mapping()),
+                    "changes": [c.as_dict() for c in self.changes(one.method, one.checkpointing)],
+                }
                 for one in self.options
             ],
             "explanation": self.explain(),
@@ -294,6 +318,10 @@ class Plan:
 
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()
+
+
+def _rounded(kinds: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(gib, 3) for name, gib in kinds.items()}
 
 
 _BY_HOW: dict[How, str] = {"one": "", "each": " on each GPU, rows shared", "sharded": " on each GPU, weights shared"}
@@ -346,6 +374,12 @@ def plan(
     if known.positions is not None and wish.seq > known.positions:
         notes.append(f"{wish.seq:,} tokens are more than the {known.positions:,} positions of {known.shape.name}.")
     ground = surface(known.shape, step)
+    narrowest = min(min(sizes) for sizes in known.shape.linears.values())
+    if wish.rank > narrowest:
+        notes.append(
+            f"rank={wish.rank:,} is more than the {narrowest:,} of the narrowest linear map: adapters of a higher rank than "
+            "what they adapt gain nothing."
+        )
     made = build(known, there, wish, ground, data, tuple(notes))
     if measure:
         from nbkit.memory.measure import refine

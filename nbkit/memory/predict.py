@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from nbkit.display import Table
+from nbkit.memory.disk import said
 from nbkit.memory.program import Program
 from nbkit.memory.trace import Trace
 
@@ -47,11 +48,13 @@ class Prediction:
         parts: GiB at the peak by kind; they add up to `allocated_gib`.
         peak: Phase, operator and module; None for the formula.
         host_gib: RAM of the training process.
-        disk: GiB by kind: download, cache, checkpoints, merge; empty where nothing was asked of it.
+        disk: GiB by kind: download, cache (of the data, where it is known), checkpoints, merge (an exported copy of
+            model and adapter together).
         notes: Doubts and choices, a sentence each. Never empty where something was assumed.
         basis: How it was found out.
         versions: Of the packages whose behaviour was run.
         batch, seq: Of the micro-batch.
+        method: "full", or the adapter with the bits of what it stands on: "4-bit LORA".
         trace: For the allocator's replay; None for the formula.
         trace_at: The trace for another (batch, tokens), run when asked for.
     """
@@ -73,6 +76,7 @@ class Prediction:
     batch: int
     seq: int
     program: Program
+    method: str
     trace: Trace | None = field(default=None, repr=False, compare=False)
     trace_at: Callable[[int, int], Trace | None] | None = field(default=None, repr=False, compare=False)
 
@@ -91,8 +95,9 @@ class Prediction:
             ("on the device", round(self.device_gib, 2)),
         ]
         where = [f"The peak lies in the {self.peak}."] if self.peak else []
+        beside = f"RAM of the process {self.host_gib:.1f} GiB. {said(self.disk)}"
         span = f"{self.low_gib:.1f} to {self.high_gib:.1f} GiB on the device: {self.bar}"
-        return Table(("part", "GiB"), rows, title=self.subject, notes=[span, *where, *self.notes])
+        return Table(("part", "GiB"), rows, title=self.subject, notes=[span, *where, beside, *self.notes])
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready, without the trace."""
@@ -114,6 +119,7 @@ class Prediction:
             "batch": self.batch,
             "seq": self.seq,
             "program": self.program.name,
+            "method": self.method,
         }
 
     def __str__(self) -> str:

@@ -11,7 +11,8 @@ from typing import Any, Literal
 from nbkit.errors import NbkitError, require
 from nbkit.memory import asked as asking
 from nbkit.memory import depth, fake, kernels, source
-from nbkit.memory.predict import GIB, Peak, Prediction
+from nbkit.memory.disk import Disk, host_gib, of_run
+from nbkit.memory.predict import GIB, Peak, Prediction, is_installed
 from nbkit.memory.program import Program
 from nbkit.memory.step import Job, Ran, run
 from nbkit.memory.trace import Trace
@@ -100,6 +101,8 @@ def _habits(args: Any, found: source.Source) -> tuple[Program, tuple[str, ...]]:
         doubts.append(
             "Liger's kernels do not run on fake tensors: the step is counted without them, which is the most it takes."
         )
+        if not is_installed("liger_kernel"):
+            doubts.append("liger_kernel is not installed here, and a trainer that asks for it refuses to begin.")
     return program, tuple(doubts)
 
 
@@ -116,8 +119,9 @@ def _tokenised(trainer: Any) -> Any:
 
 def answer(found: source.Source, job: Job, asked: asking.Asked, gpu: str | None) -> Prediction:
     """Run the job and put the Prediction together."""
-    chosen = depth.depths(found.config, lambda: fake.layers_of(job.wanted))
-    runs = _runs(job, chosen)
+    chosen = depth.depths(found.config, lambda: fake.layers_of(job.wanted), adapters=job.wanted.peft_config)
+    replayed = job.device == "cuda" and not job.packed and len(set(asked.lengths)) > 1
+    runs = _runs(job, chosen, trace=replayed)
     peak = depth.peak([one.tally for one in runs], chosen)
     paged = depth.affine([one.paged for one in runs], chosen)
     params = round(depth.affine([one.params for one in runs], chosen))
@@ -129,11 +133,13 @@ def answer(found: source.Source, job: Job, asked: asking.Asked, gpu: str | None)
         parts["cuBLAS workspace"] = _workspace(gpu) / GIB
     allocated = sum(parts.values())
     trace_at = functools.partial(_trace, job, chosen)
-    reserved, said = _reserved(job, asked, allocated, trace_at)
+    longest = _at_full_depth(runs[0], job, chosen) if replayed else None
+    reserved, said = _reserved(job, asked, allocated, longest, trace_at)
     low_context, high_context = CONTEXT_GIB if job.device == "cuda" else (0.5, 1.5)
-    bar = job.program.bar
+    bar, measured = _bar(job, gpu)
     notes = [*found.notes, *asked.notes, *dict.fromkeys(doubt for one in runs for doubt in one.doubts)]
-    notes += said
+    files, unsure = _disk(job, asked, params, trained, local=found.local)
+    notes += [*measured, *said, *unsure]
     if paged:
         notes.append(f"Paged optimizer states of {paged / GIB:.2f} GiB may leave the GPU; the high end counts them.")
     if not job.program.exact:
@@ -148,28 +154,50 @@ def answer(found: source.Source, job: Job, asked: asking.Asked, gpu: str | None)
         bar=f"±{bar:.0%} of the tensors, and {low_context:g} to {high_context:g} GiB outside of torch's allocator.",
         parts=parts,
         peak=Peak(peak.key.phase, peak.key.operator.replace("aten::", "aten."), peak.key.module),
-        host_gib=_host(params),
-        disk=_disk(job, params, trained),
+        host_gib=host_gib(2 * params)[0],
+        disk=files.as_mapping(),
         notes=tuple(notes),
         basis="fake step",
         versions=versions(),
         batch=job.batch,
         seq=job.seq,
         program=job.program,
+        method=_method(job),
         trace_at=trace_at,
     )
 
 
+def _bar(job: Job, gpu: str | None) -> tuple[float, list[str]]:
+    """The program's own error bar, or what real steps of its kind on this device have shown."""
+    from nbkit.memory import calibration
+
+    where = calibration.device(gpu, job.device == "cuda")
+    found = calibration.earlier(where, f"{job.program.name}, {_method(job)}", versions()) if where else ()
+    if not found:
+        return job.program.bar, []
+    ratios = sorted(one.ratio for one in found)
+    span = f"{ratios[0]:.3f} to {ratios[-1]:.3f}"
+    said = f"{len(found)} measured on {where} before: {span} times what was predicted. The range rests on that."
+    return calibration.bar(found), [said]
+
+
 def _trace(job: Job, chosen: depth.Depths, batch: int, seq: int) -> Trace | None:
     """A trace at full depth for another shape; None where the model's layers cannot be repeated."""
-    asked = dataclasses.replace(job, batch=batch, seq=seq)
-    layers = chosen.to_run[-1]
-    one = run(asked, layers, edge=chosen.edge, trace=True)
-    return unroll(one.resident, one.first.moments, one.tally.moments, layers, chosen.full, batch * seq)
+    asked, layers = dataclasses.replace(job, batch=batch, seq=seq), chosen.to_run[0]
+    return _at_full_depth(run(asked, layers, edge=chosen.edge, trace=True), asked, chosen)
+
+
+def _at_full_depth(one: Ran, job: Job, chosen: depth.Depths) -> Trace | None:
+    layers = chosen.to_run[0]
+    return unroll(one.resident, one.first.moments, one.tally.moments, layers, chosen.full, job.batch * job.seq)
 
 
 def _reserved(
-    job: Job, asked: asking.Asked, allocated: float, trace_at: Callable[[int, int], Trace | None]
+    job: Job,
+    asked: asking.Asked,
+    allocated: float,
+    longest: Trace | None,
+    trace_at: Callable[[int, int], Trace | None],
 ) -> tuple[float, list[str]]:
     """What the allocator holds beyond its tensors: replayed over the data's lengths, or a stated share."""
     if job.device == "cpu":
@@ -187,8 +215,12 @@ def _reserved(
         return found
 
     try:
+        if longest is None:
+            raise _NoTraceError
+        traces = Traces(traced)
+        traces.know(job.seq, longest)
         replayed = Reserved(
-            Traces(traced), asked.lengths, job.batch, levels=3, empty_every=int(job.program.empties_cache)
+            traces, asked.lengths, job.batch, levels=3, empty_every=int(job.program.empties_cache)
         ).random
     except _NoTraceError:
         return allocated * (1 + VARYING_SHARE), [
@@ -206,33 +238,30 @@ class _NoTraceError(Exception):
     """The layers of this model are not alike enough to repeat one of them."""
 
 
-def _runs(job: Job, chosen: depth.Depths) -> tuple[Ran, ...]:
+def _runs(job: Job, chosen: depth.Depths, *, trace: bool) -> tuple[Ran, ...]:
+    """The job at each depth; the first of them traced where asked for."""
     key = repr((
         job.wanted.config.to_json_string(use_diff=False), job.wanted.dtype, job.wanted.task, str(job.wanted.peft_config),
         str(job.wanted.quantization_config), job.program, job.batch, job.seq, job.checkpointing, job.accumulates,
-        job.packed, job.device, str(getattr(job.args, "optim", "")), job.scored, chosen,
+        job.packed, job.device, str(getattr(job.args, "optim", "")), job.scored, chosen, trace,
     ))  # fmt: skip
     if key not in _cache:
         while len(_cache) >= 32:
             _cache.pop(next(iter(_cache)))
-        _cache[key] = tuple(run(job, layers, edge=chosen.edge) for layers in chosen.to_run)
+        _cache[key] = tuple(
+            run(job, layers, edge=chosen.edge, trace=trace and not at) for at, layers in enumerate(chosen.to_run)
+        )
     return _cache[key]
 
 
-def _host(params: int) -> float:
-    from nbkit.memory.disk import host_gib
-
-    return host_gib(2 * params)[0]
-
-
-def _disk(job: Job, params: int, trained: int) -> Mapping[str, float]:
-    from nbkit.memory.disk import disk
-
-    state = 2 if "8-bit" in job.program.optimizer else 8
-    width = 4 if job.wanted.peft_config is not None or job.wanted.dtype == "float32" else 2
-    limit = getattr(job.args, "save_total_limit", 2) or 2
-    found = disk(params, trained=trained, trained_bytes=width, state_bytes=state, save_total_limit=limit)
-    return {item.name: item.gib for item in found.items}
+def _disk(job: Job, asked: asking.Asked, params: int, trained: int, *, local: bool) -> tuple[Disk, tuple[str, ...]]:
+    adapted = job.wanted.peft_config is not None
+    width = 4 if adapted or job.wanted.dtype == "float32" else 2
+    state = 2 if "8-bit" in job.program.optimizer else 2 * width
+    return of_run(
+        params, trained, adapted=adapted, trained_bytes=width, state_bytes=state, args=job.args,
+        lengths=asked.lengths, local=local,
+    )  # fmt: skip
 
 
 def _workspace(gpu: str | None) -> int:
@@ -244,12 +273,16 @@ def _workspace(gpu: str | None) -> int:
     return kernels.CUBLAS_BYTES
 
 
-def _subject(name: str, job: Job, params: int, trained: int) -> str:
+def _method(job: Job) -> str:
     wanted = job.wanted
     quantised = wanted.quantization_config
     bits = "" if quantised is None else ("8-bit " if getattr(quantised, "load_in_8bit", False) else "4-bit ")
     adapter = str(getattr(getattr(wanted.peft_config, "peft_type", ""), "value", "")) or "adapter"
-    method = "full" if wanted.peft_config is None else f"{bits}{adapter}"
+    return "full" if wanted.peft_config is None else f"{bits}{adapter}"
+
+
+def _subject(name: str, job: Job, params: int, trained: int) -> str:
+    wanted, method = job.wanted, _method(job)
     size = f"{params / 1e9:.2f}B" if params >= 1e9 else f"{params / 1e6:.0f}M"
     share = "" if wanted.peft_config is None else f", {trained / 1e6:.1f}M trained"
     return f"{name} ({size}{share}), {method}, {job.batch} x {job.seq} tokens, {wanted.dtype}"

@@ -158,8 +158,8 @@ class Traces:
     Args:
         run: Tokens a row to the Trace of such a step; called as seldom as possible.
 
-    Where two traces differ in shape (the loss in one tile more, say), or a check in the middle shows that sizes are not
-    affine in the length, the length itself is run.
+    Sizes that are constant or grow with the length are so in between, too. Where there are others, a step in the middle
+    is run as a check; where it fails, or two traces differ in shape (the loss in one tile more, say), the length itself.
     """
 
     def __init__(self, run: Callable[[int], Trace]) -> None:
@@ -199,7 +199,7 @@ class Traces:
         one, two = self._known[low], self._known[high]
         right = _same_shape(one, two)
         middle = (low + high) // 2
-        if right and low < middle < high:
+        if right and low < middle < high and not _proportional(one, two, high / low):
             guessed = _between(one, two, low, high, middle)
             true = self.run(middle)
             right = _same_shape(one, true) and _close(guessed.peak_bytes(), true.peak_bytes())
@@ -222,6 +222,15 @@ def _alike(one: Sequence[tuple[int, int]], two: Sequence[tuple[int, int]]) -> bo
         return False
     names: dict[int, int] = {}
     return all((a[1] > 0) == (b[1] > 0) and names.setdefault(a[0], b[0]) == b[0] for a, b in zip(one, two, strict=True))
+
+
+def _proportional(low: Trace, high: Trace, ratio: float) -> bool:
+    """Nearly all memory is in sizes that stay the same, or that grow by `ratio` as the length does."""
+    total = odd = 0
+    for one, two in zip((*low.first, *low.steady), (*high.first, *high.steady), strict=True):
+        total += two[1]
+        odd += two[1] if one[1] != two[1] and not _close(one[1] * ratio, two[1]) else 0
+    return odd <= SAME * total
 
 
 def _between(low: Trace, high: Trace, short: int, long: int, tokens: int) -> Trace:

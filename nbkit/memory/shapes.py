@@ -92,6 +92,13 @@ class Shape:
             )
         try:
             heads, hidden = config.num_attention_heads, config.hidden_size
+            sizes = [heads, hidden, config.num_hidden_layers, config.intermediate_size, config.vocab_size]
+            if not all(isinstance(one, int) and one > 0 for one in sizes):
+                raise ModelError(
+                    f"The config of {name or kind} has sizes that no model has: heads {heads}, hidden {hidden}, layers "
+                    f"{sizes[2]}, intermediate {sizes[3]}, vocabulary {sizes[4]}.",
+                    hint="download config.json again, or correct it",
+                )
             return cls(
                 name=name or getattr(config, "_name_or_path", "") or kind,
                 layers=config.num_hidden_layers,
@@ -106,7 +113,7 @@ class Shape:
             )
         except AttributeError as error:
             raise ModelError(
-                f"The config of {kind} lacks what the memory formula needs: {error}.",
+                f"The config of {name or kind} lacks what the memory formula needs: {error.name}.",
                 hint="the formula covers Llama, Mistral, Qwen2 and models built like them",
             ) from error
 

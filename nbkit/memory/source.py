@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ class Source:
         dtype: Of its weights by torch's name, None where nothing says it.
         peft_config, quantization_config: Of a model that has adapters or quantised weights already.
         trainer: The trainer that was given.
+        local: Its files are on this machine: a folder, or a model that is loaded.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Source:
     quantization_config: Any = None
     trainer: Any = None
     notes: tuple[str, ...] = ()
+    local: bool = False
 
 
 def read(model: Any, *, trust_remote_code: bool = False) -> Source:
@@ -106,6 +109,7 @@ def _loaded(model: Any, trainer: Any = None) -> Source:
         quantization_config=getattr(config, "quantization_config", None) or source.quantization_config,
         trainer=trainer,
         notes=source.notes,
+        local=True,
     )
 
 
@@ -139,7 +143,8 @@ def _named(name: str, *, trust_remote_code: bool) -> Source:
             f"The config of {name} cannot be read: {str(error).splitlines()[0]}",
             hint="pip install -U transformers      or give a config object: predict(LlamaConfig(...), ...)",
         ) from error
-    return _from_config(config, folder.name if folder.is_dir() else name)
+    found = _from_config(config, folder.name if folder.is_dir() else name)
+    return dataclasses.replace(found, local=folder.is_dir())
 
 
 def _cached(name: str) -> bool:

@@ -9,7 +9,7 @@ from nbkit.errors import NbkitError
 from nbkit.memory import fake, kernels, optimizers
 from nbkit.memory.places import Places
 from nbkit.memory.program import Program
-from nbkit.memory.tracker import BLOCK, Tally, Tracker
+from nbkit.memory.tracker import BLOCK, Moment, Tally, Tracker
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class Ran:
 def run(job: Job, layers: int | None, *, edge: int = 2, trace: bool = False) -> Ran:
     """Run two steps of `job` with that many decoder layers; the second is recorded, optimizer states in place.
 
-    Where nothing of the first step's forward lives on, its gradients are put there instead of computed.
+    Where nothing of a forward lives on, the gradients of the first step and of the micro-batches before the last are put
+    there instead of computed: the peak is the same, and found in half of the time.
 
     Raises: ModelError, NbkitError as fake.build; NbkitError when the step itself fails on fakes.
     """
@@ -78,14 +79,7 @@ def run(job: Job, layers: int | None, *, edge: int = 2, trace: bool = False) -> 
         with fake.quiet():
             optimizer = optimizers.make(program, model, job.args, mode=built.mode)
         with fake.quiet(), kernels.as_on(job.device) as doubts, fake.dora_without_weights(), built.mode, tracker:
-            stepper = _Stepper(model, job, optimizer, tracker)
-            if trace or program.holds_outputs == "next":
-                stepper.step(2 if job.accumulates and trace else 1)
-            else:
-                stepper.warm_up()
-            first, tracker.tally = tracker.tally, Tally()
-            tracker.recording = True
-            stepper.step(2 if job.accumulates else 1)
+            first = _two_steps(_Stepper(model, job, optimizer, tracker), trace=trace)
             paged = optimizers.paged_bytes(optimizer, program)
     except NbkitError:
         raise
@@ -97,7 +91,46 @@ def run(job: Job, layers: int | None, *, edge: int = 2, trace: bool = False) -> 
     finally:
         places.close()
     params, trained = _counts(model)
-    return Ran(tracker.tally, first, resident, paged, params, trained, doubts)
+    return Ran(tracker.tally, first, resident, paged, params, trained, (*doubts, *_adapter_doubts(model, job)))
+
+
+def _adapter_doubts(model: Any, job: Job) -> list[str]:
+    config, said = job.wanted.peft_config, []
+    if missing := fake.unmatched(model, config):
+        said.append(f"target_modules: no module is called {', '.join(missing)}; the others are adapted.")
+    rank, width = getattr(config, "r", None), getattr(job.wanted.config, "hidden_size", None)
+    if isinstance(rank, int) and isinstance(width, int) and rank > width:
+        said.append(
+            f"r={rank} is more than the model's width of {width}: such adapters gain nothing over full training."
+        )
+    return said
+
+
+def _two_steps(stepper: _Stepper, *, trace: bool) -> Tally:
+    """Run them; the second is left in the tracker's tally, and the first is returned."""
+    job, tracker = stepper.job, stepper.tracker
+    next_one, micro_batches = job.program.holds_outputs == "next", 2 if job.accumulates else 1
+    carries = next_one or not job.program.set_to_none  # more than the optimizer's states, from step to step
+    if next_one or (trace and carries):
+        stepper.step(micro_batches if trace else 1)
+    else:
+        stepper.warm_up(gradients=job.accumulates and not trace)
+        micro_batches = micro_batches if trace else 1
+    first, tracker.tally = tracker.tally, Tally()
+    tracker.recording = True
+    stepper.step(micro_batches)
+    if trace and not carries:
+        first.moments = _first_step(first.moments, tracker.tally.moments)
+    return first
+
+
+def _first_step(warm_up: list[Moment], steady: list[Moment]) -> list[Moment]:
+    """A first step's events: a later one's, with the states that the optimizer made in the warm-up."""
+    made, freed = {one.key for one in steady if one.size}, {one.key for one in warm_up if not one.size}
+    steady = [one for one in steady if one.key in made]
+    states = [one for one in warm_up if one.size and one.phase == "optimizer" and one.key not in freed]
+    begun = next((at for at, one in enumerate(steady) if one.phase == "optimizer"), len(steady))
+    return [*steady[:begun], *states, *steady[begun:]]
 
 
 def _vocab(config: Any) -> int:
@@ -225,15 +258,21 @@ class _Stepper:
             self.optimizer.step_one(parameter)
             self._adopt_states()
 
-    def warm_up(self) -> None:
-        """Make the optimizer's states, and the gradient buffers where the program keeps them."""
+    def warm_up(self, *, gradients: bool) -> None:
+        """Make the optimizer's states, the gradient buffers where the program keeps them, and, where asked for, the
+        `gradients` that micro-batches before the last would have left."""
+        self._fill_gradients()
+        self._update()
+        if gradients:
+            self._fill_gradients()
+
+    def _fill_gradients(self) -> None:
         import torch
 
         for parameter in self.model.parameters():
-            if parameter.requires_grad:
+            if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.empty_like(parameter)
                 self.tracker.adopt(parameter.grad, "gradients")
-        self._update()
 
     def _update(self) -> None:
         tracker = self.tracker

@@ -10,9 +10,10 @@ from typing import Any
 
 from nbkit.errors import MissingPackageError, ModelError
 from nbkit.memory.shapes import ALSO, SHAPES, Shape, shape
-from nbkit.models.known import known
+from nbkit.models.known import all_known, known
 
 EMBEDDED = "SmolLM2-135M"
+_CHECKED = {"llama", "mistral", "qwen2", "qwen3"}  # the model types that the formula was compared with
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class Subject:
     positions: int | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def local(self) -> bool:
+        """Its files are on this machine."""
+        return isinstance(self.source, str) and (self.source == "embedded" or Path(self.source).is_dir())
+
 
 def subject(model: Any) -> Subject:
     """Find the shape of `model`; only a config is read.
@@ -45,7 +51,8 @@ def subject(model: Any) -> Subject:
     if isinstance(model, (str, Path)):
         return _named(str(model))
     config = getattr(model, "config", model)
-    return Subject(Shape.from_config(config), model, getattr(config, "max_position_embeddings", None))
+    positions = getattr(config, "max_position_embeddings", None)
+    return Subject(Shape.from_config(config), model, positions, _doubts(config))
 
 
 def _named(model: str) -> Subject:
@@ -60,9 +67,30 @@ def _named(model: str) -> Subject:
         return listed
     near = None if model.lower() in names else _like(model)
     if near is not None:
-        return Subject(near, near.name, notes=(f"Taken as {near.name}, which {model!r} begins with.",))
+        return Subject(near, near.name, _positions(near.name), (f"Taken as {near.name}, which {model!r} begins with.",))
     found = shape(model)
-    return Subject(found, found.name)
+    return Subject(found, found.name, _positions(found.name))
+
+
+def _positions(name: str) -> int | None:
+    """Of a built-in shape, from the table's first model whose name begins like it."""
+    for entry in all_known():
+        if any(_plain(repo.rpartition("/")[2]).startswith(_plain(name)) for repo in entry.ids):
+            return entry.config.get("max_position_embeddings")
+    return None
+
+
+def _doubts(config: Any) -> tuple[str, ...]:
+    """What the formula cannot know of a model that is not among those it was made for."""
+    kind = getattr(config, "model_type", None)
+    if kind in _CHECKED and not getattr(config, "auto_map", None):
+        return ()
+    code = ", which comes with code of its own that was not run," if getattr(config, "auto_map", None) else ""
+    said = (
+        f"The formula was not checked on models of type {kind!r}: this one{code} is counted as if it were built like "
+        "Llama. nbkit.predict runs the model's own code on fake tensors."
+    )
+    return (said,)
 
 
 def _folder(path: Path) -> Subject:
@@ -81,7 +109,7 @@ def _read(file: Path, name: str, source: str) -> Subject:
     except (ValueError, TypeError, OSError) as error:
         raise ModelError(f"The config of {source} cannot be read: {error}.", hint="download it again") from error
     positions = getattr(config, "max_position_embeddings", None)
-    return Subject(Shape.from_config(config, name), source, positions)
+    return Subject(Shape.from_config(config, name), source, positions, _doubts(config))
 
 
 def _listed(name: str) -> Subject | None:
@@ -90,9 +118,8 @@ def _listed(name: str) -> Subject | None:
     if entry is None:
         return None
     config = SimpleNamespace(**entry.config)
-    return Subject(
-        Shape.from_config(config, name.rpartition("/")[2]), name, getattr(config, "max_position_embeddings", None)
-    )
+    positions = getattr(config, "max_position_embeddings", None)
+    return Subject(Shape.from_config(config, name.rpartition("/")[2]), name, positions, _doubts(config))
 
 
 def _hub(repo: str) -> Subject:

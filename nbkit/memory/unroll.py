@@ -55,6 +55,7 @@ def _step(
     moments: Sequence[Moment], earlier: dict[int, _Name], middle: int, more: int, names: dict[_Name, int]
 ) -> tuple[list[tuple[int, int]], dict[int, _Name]]:
     """Events of one step at full depth, and the names of the shallow run's keys that are alive after it."""
+    moments = _settled(moments)
     shallow_names = _named(moments)
     events: list[tuple[int, int]] = []
     here: set[int] = set()
@@ -86,6 +87,23 @@ def _step(
                 emit(one, deep)
     alive = {one.key for one in moments if one.size} - {one.key for one in moments if not one.size}
     return events, {one: shallow_names[one] for one in alive}
+
+
+def _settled(moments: Sequence[Moment]) -> list[Moment]:
+    """Give a layer what happens between two of its events: autograd adds to a gradient that is there, and an optimizer
+    makes a counter, outside of any module."""
+    found: list[Moment] = []
+    outside = 0  # of the layers: so many at the end of `found`
+    for one in moments:
+        if one.layer == -1:
+            outside += 1
+        else:
+            begun = len(found) - outside
+            if begun and (found[begun - 1].phase, found[begun - 1].layer) == (one.phase, one.layer):
+                found[begun:] = [replace(it, layer=one.layer) for it in found[begun:]]
+            outside = 0
+        found.append(one)
+    return found
 
 
 def _named(moments: Sequence[Moment]) -> dict[int, _Name]:
