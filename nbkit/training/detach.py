@@ -72,6 +72,7 @@ def _write(trainer: Any, spec: dict[str, Any], rows: dict[str, Any], job: Job) -
         spec["job"] = {
             "point": job.point.name if job.point else None, "data": job.data,
             "samples": carry.plain(list(job.samples), "samples"), "new_tokens": job.new_tokens,
+            "calibrate": job.calibrate,
         }  # fmt: skip
         atomic.write_json(staged / "trainer.json", spec, mode=0o600)
 

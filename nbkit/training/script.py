@@ -58,7 +58,7 @@ def _run(path: Path, recorder: Recorder) -> None:
         trainer.args.output_dir = str(path / "checkpoints")
         known = spec["job"]
         point = path / "checkpoints" / known["point"] if known["point"] else None
-        job = worker.Job(path, point, known["data"], tuple(known["samples"]), known["new_tokens"])
+        job = worker.Job(path, point, known["data"], tuple(known["samples"]), known["new_tokens"], known["calibrate"])
         rng.restore(detach.unpack(spec["rng"]))
     except BaseException as error:
         worker.record_failure(error, recorder, 0)

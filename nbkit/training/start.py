@@ -60,6 +60,7 @@ def start(
     samples: Sequence[Prompt] = (),
     sample_tokens: int = NEW_TOKENS,
     detach: bool = False,
+    calibrate: bool = False,
 ) -> Run:
     """Train in a worker thread and return at once; `run.wait()` waits, `run.stop()` ends it well.
 
@@ -78,6 +79,8 @@ def start(
         detach: Train in a process of its own that outlives this kernel; see detach.py for what can be carried there. This
             kernel keeps its own copy of the model: on a GPU, free it (a note of the run says how). Another run that
             trains on the same device is named in a note too.
+        calibrate: First run two real steps on the longest rows, undone afterwards, and compare their peak with the
+            prediction; the difference is a `memory` event, and later predictions for this device use it.
     Returns: The run. It is finished already when the run to resume was; the trainer's model then has its adapter.
     Raises: RunError when another run of this kernel is active, the run to resume has another recipe or other data, or
         something of the trainer cannot be carried into a process of its own; ModelError when the model's gradients would
@@ -97,7 +100,7 @@ def start(
         if plan.finished is not None:
             resuming.load_result(trainer, plan.finished)
             return plan.finished
-        job = worker.Job(plan.path, plan.checkpoint, data, tuple(samples), sample_tokens)
+        job = worker.Job(plan.path, plan.checkpoint, data, tuple(samples), sample_tokens, calibrate)
         if detach:
             return detaching.launch(
                 trainer, plan, job, lambda recorder: _begin(trainer, plan, values, data, mended, recorder, detach=True)

@@ -6,12 +6,13 @@ import contextlib
 import errno
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nbkit import atomic
 from nbkit.errors import NbkitError, RunError, debugging
+from nbkit.memory import calibrate
 from nbkit.models.quiet import no_bars
 from nbkit.training import checkpoint, manifest, oom, rng
 from nbkit.training.callbacks import Recording, attach, breakable
@@ -33,6 +34,7 @@ class Job:
         data: The identity of the rows, for the manifests.
         samples: Prompts that the model answers at each evaluation.
         new_tokens: The longest answer.
+        calibrate: Compare the memory of two real steps with its prediction before the training begins.
     """
 
     path: Path
@@ -40,6 +42,7 @@ class Job:
     data: dict[str, Any]
     samples: Sequence[Prompt] = field(default=())
     new_tokens: int = NEW_TOKENS
+    calibrate: bool = False
 
 
 def work(trainer: Any, recorder: Recorder, job: Job) -> None:
@@ -53,6 +56,8 @@ def work(trainer: Any, recorder: Recorder, job: Job) -> None:
     try:
         step = manifest.step_of(job.point) if job.point else 0
         recorder.set("waiting", resumed_from=step, step=step)
+        if job.calibrate and not job.point:
+            _calibrate(trainer, recorder)
         with _listening(trainer, recorder, job) as (recording, guarding):
             _train(trainer, recorder, job, guarding)
             stopped = recording.asked and trainer.state.global_step < trainer.state.max_steps
@@ -67,6 +72,19 @@ def work(trainer: Any, recorder: Recorder, job: Job) -> None:
         args.per_device_eval_batch_size = held_out
         sampler.stop()
         recorder.close()
+
+
+def _calibrate(trainer: Any, recorder: Recorder) -> None:
+    """Two real steps beside their prediction, told in an event. What fails here does not keep the run from training."""
+    recorder.set("waiting", doing="two steps, to compare their memory with the prediction")
+    try:
+        found = calibrate(trainer)
+    except (NbkitError, RuntimeError, MemoryError) as error:
+        text = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        recorder.event("memory", calibration=f"not measured: {text}")
+        oom.free()
+        return
+    recorder.event("memory", calibration=str(found), **asdict(found), ratio=round(found.ratio, 4))
 
 
 @contextlib.contextmanager
