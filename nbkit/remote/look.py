@@ -35,7 +35,8 @@ def diagnosis(box: Box, *, fast: bool = False, timeout_s: float = 120.0, error: 
 
     def ask(limit_s: float) -> Any:
         source = program.text("imports", "nbkit.hardware")
-        return _harmless(box.call(source, {"timeout_s": limit_s}, timeout_s=limit_s + _START_S))
+        told: dict[str, Any] = _harmless(box.call(source, {"timeout_s": limit_s}, timeout_s=limit_s + _START_S))
+        return told
 
     has_torch = found.packages.get("torch") is not None
     return examine(found, None if fast else ask, error=error, has_torch=has_torch, timeout_s=timeout_s, began=began)
