@@ -33,22 +33,12 @@ def unroll(
     middle, more = shallow // 2, full - shallow
     names: dict[_Name, int] = {}
     try:
-        before, known = _step(_settled(first), {}, middle, more, names)
-        after, _ = _step(_settled(steady), known, middle, more, names)
+        before, known = _step(first, {}, middle, more, names)
+        after, _ = _step(steady, known, middle, more, names)
     except KeyError:
         return None
     sizes = [size for size, layer in resident for _ in range(more + 1 if layer == middle else 1)]
     return Trace(tuple(sizes), tuple(before), tuple(after), tokens)
-
-
-def _settled(moments: Sequence[Moment]) -> list[Moment]:
-    """Events outside of the layers between two of one layer become that layer's: adding up gradients is no module's."""
-    found = list(moments)
-    for at in range(1, len(found) - 1):
-        before, one, after = found[at - 1 : at + 2]
-        if one.layer == -1 and before.layer == after.layer and before.phase == one.phase == after.phase:
-            found[at] = replace(one, layer=before.layer)
-    return found
 
 
 def _step(
