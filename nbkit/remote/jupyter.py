@@ -1,0 +1,164 @@
+"""The Jupyter server of a box: start or find it, look at it, end it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from nbkit.errors import RemoteCommandError
+from nbkit.remote.box import Box
+from nbkit.ssh.session import direct_tcp, direct_unix
+
+_PROGRAM = "jupyter"
+_TIMEOUT_S = 90.0  # the program itself gives a server 60 s
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server, reachable through a forward.
+
+    Attributes:
+        remote: Its Unix socket, or its port on the box's loopback.
+        token: Lets its bearer do all that the user may do there.
+        root: The folder whose files it shows.
+        fresh: True when it was started just now.
+        notes: What a person should know, a sentence each.
+    """
+
+    pid: int
+    remote: int | str
+    token: str = field(repr=False)
+    version: str
+    root: str
+    python: str
+    fresh: bool
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Running:
+    """What of ours runs on a box.
+
+    Attributes:
+        server: Facts of the server; {"pid", "problem"} for one that does not answer; None without one.
+        kernels: id, pid, name and state of each; name and state are None for one that no server knows.
+        rest: pid and command of what people started from kernels and terminals, which nbkit leaves alone.
+    """
+
+    server: dict[str, Any] | None
+    kernels: list[dict[str, Any]]
+    rest: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """What was ended (pid and what), and what people started from kernels and was left alone (pid and command)."""
+
+    ended: list[dict[str, Any]]
+    rest: list[dict[str, Any]]
+
+
+def start(box: Box, *, root: str = "") -> Server:
+    """Find our Jupyter server on the box or start it, detached: it outlives this connection.
+
+    It listens on a Unix socket that only this user can open; where sshd forbids forwards to sockets, on a port of the
+    box's loopback, and a note says so. Its kernels talk over Unix sockets too. The user's own server configuration is not
+    read: it may open the server to the network.
+
+    Args:
+        root: The folder whose files it shows; the home folder by default. A server that runs keeps its own.
+
+    Raises: RemoteCommandError without Jupyter there, with one that has known holes, or where sshd forbids every forward.
+    """
+    found = _call(box, "start", root=root, tcp=False)
+    notes = []
+    if found["sock"] and not _reaches(box, found["sock"]):
+        if not found["fresh"]:
+            raise RemoteCommandError(
+                f"sshd on {box.host} does not forward to the socket where Jupyter (pid {found['pid']}) listens.",
+                hint=f"end it, and start one that sshd forwards to: nbkit stop {box.host} && nbkit tunnel {box.host}",
+            )
+        stop(box)
+        found = _call(box, "start", root=root, tcp=True)
+    if not found["sock"]:
+        if not _reaches(box, int(found["port"])):
+            if found["fresh"]:
+                stop(box)
+            raise RemoteCommandError(
+                f"sshd on {box.host} forbids forwarding.",
+                hint="ask for AllowStreamLocalForwarding yes (or AllowTcpForwarding yes) in its sshd_config",
+            )
+        notes.append(
+            f"sshd on {box.host} forbids forwards to Unix sockets (AllowStreamLocalForwarding): Jupyter listens on port "
+            f"{found['port']} of its loopback, where its users can knock; the token keeps them out."
+        )
+    return _server(box, found, root, notes)
+
+
+def _server(box: Box, found: dict[str, Any], root: str, notes: list[str]) -> Server:
+    if root and not found["fresh"]:
+        notes.append(f"Jupyter was running already and keeps its folder, {found['root']}.")
+    if found["as_root"]:
+        notes.append(f"You are root on {box.host}, so notebooks run as root there.")
+    if not found["lab"]:
+        notes.append(f"{box.host} has no JupyterLab: the URL serves VS Code and kernels, no page.")
+    if found["old_lab"]:
+        notes.append(f"JupyterLab {found['lab']} on {box.host} has known holes; open no notebook you do not trust.")
+    return Server(
+        pid=int(found["pid"]), remote=str(found["sock"]) or int(found["port"]), token=str(found["token"]),
+        version=str(found["version"]), root=str(found["root"]), python=str(found["python"]), fresh=bool(found["fresh"]),
+        notes=tuple(notes),
+    )  # fmt: skip
+
+
+def look(box: Box) -> Running:
+    """What of ours runs on the box.
+
+    Raises: RemoteCommandError; UnreachableError.
+    """
+    return Running(**_call(box, "look"))
+
+
+def stop(box: Box) -> Stopped:
+    """End our server and kernels on the box, also kernels whose server is gone; nothing that others started.
+
+    Raises: RemoteCommandError; UnreachableError.
+    """
+    return Stopped(**_call(box, "stop"))
+
+
+def start_kernel(box: Box, kernel_id: str, argv: list[str], env: dict[str, str], key: str) -> dict[str, Any]:
+    """Start a kernel of its own on the box: its pid, start time and the paths of its five sockets.
+
+    Raises: RemoteCommandError; UnreachableError.
+    """
+    return _call(box, "kernel", id=kernel_id, argv=argv, env=env, key=key)
+
+
+def forget_kernel(box: Box, kernel_id: str) -> None:
+    """Remove the files of a kernel that has ended.
+
+    Raises: RemoteCommandError; UnreachableError.
+    """
+    _call(box, "forget", id=kernel_id)
+
+
+def _call(box: Box, do: str, **more: Any) -> dict[str, Any]:
+    try:
+        return box.call(_PROGRAM, {"do": do, **more}, timeout_s=_TIMEOUT_S)
+    except RemoteCommandError as error:  # the program does not know what the user calls the box
+        raise RemoteCommandError(error.message, hint=error.hint.replace("HOST", box.host)) from error
+
+
+def _reaches(box: Box, remote: int | str) -> bool:
+    """True when sshd opens a channel to a place where something is known to listen."""
+    kind, extra = (
+        ("direct-streamlocal@openssh.com", direct_unix(remote))
+        if isinstance(remote, str)
+        else ("direct-tcpip", direct_tcp("127.0.0.1", remote))
+    )
+    try:
+        box.session.open_channel(kind, extra).close()
+    except RemoteCommandError:
+        return False
+    return True
