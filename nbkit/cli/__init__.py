@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from nbkit import __version__
-from nbkit.cli import box, demo, fit, machine, runs, ssh, view
+from nbkit.cli import box, demo, fit, machine, runs, ssh, tunnel, view
 from nbkit.cli._base import Commands
 
 
@@ -26,6 +26,7 @@ def main() -> None:
       nbkit stop 20261124    finish the step, save, end
       nbkit hosts            the GPU boxes of ~/.ssh/config: which answer, their GPUs and free memory
       nbkit doctor gpu-box   the path to a box, hop by hop, and what is wrong there
+      nbkit tunnel gpu-box   its Jupyter and its kernels, here
 
     \b
     Exit codes: 0 ok, 1 failed, 2 usage, 3 unreachable, 4 authentication or host key, 5 the doctor found a blocker,
@@ -33,6 +34,6 @@ def main() -> None:
     """
 
 
-for _verbs in (machine, fit, runs, view, box, ssh, demo):
+for _verbs in (machine, fit, runs, view, box, ssh, tunnel, demo):
     for _verb in _verbs.VERBS:
         main.add_command(_verb)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import click
 
 from nbkit.cli._base import HOST, config_option, json_option
+
+if TYPE_CHECKING:
+    from nbkit.ssh import Session
 
 
 @click.command(
@@ -48,18 +56,12 @@ def trust(host: str, fingerprint: str, config: str | None, as_json: bool) -> Non
 @config_option
 @json_option
 def forward(host: str, ports: tuple[str, ...], config: str | None, as_json: bool) -> None:
-    import contextlib
-    import signal
-    import time
-
     from nbkit.ssh import connect
     from nbkit.ssh import forward as open_forward
 
-    wanted = [_remote(text) for text in ports]
+    wanted = [port_pair(text) for text in ports]
     with contextlib.ExitStack() as stack:
-        # SIGTERM ends it as Ctrl-C does: ports closed, threads gone.
-        before = signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
-        stack.callback(signal.signal, signal.SIGTERM, before)
+        stack.enter_context(terminated_as_interrupted())
         session = stack.enter_context(connect(host, config=config))
         forwards = [stack.enter_context(open_forward(session, remote, local)) for remote, local in wanted]
         rows = [{"local": f"127.0.0.1:{f.local_port}", "port": f.local_port, "remote": f.remote} for f in forwards]
@@ -69,21 +71,42 @@ def forward(host: str, ports: tuple[str, ...], config: str | None, as_json: bool
             for row in rows:
                 click.echo(f"http://{row['local']}  ->  {session.route.target}  {row['remote']}")
             click.echo("Ctrl-C closes them; nothing of ours runs on the host.", err=True)
-        sys.stdout.flush()
-        alive = True
-        try:
-            while session.error is None:
-                time.sleep(0.5)
-                if session.alive != alive:
-                    alive = session.alive
-                    click.echo("The link is back." if alive else "The link is lost; connecting again.", err=True)
-        except KeyboardInterrupt:
-            click.echo("\nClosed.", err=True)
-            sys.exit(130)
-        raise session.error
+        stay(session)
+        click.echo("\nClosed.", err=True)
+        sys.exit(130)
 
 
-def _remote(text: str) -> tuple[int | str, int]:
+@contextlib.contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does: ports closed, threads gone."""
+    before = signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def stay(session: Session, ended: Callable[[], bool] = lambda: False) -> bool:
+    """Say when the link goes and comes; True at Ctrl-C, False once `ended()`.
+
+    Raises: what ended the session for good.
+    """
+    sys.stdout.flush()
+    alive = True
+    try:
+        while session.error is None:
+            if ended():
+                return False
+            time.sleep(0.5)
+            if session.alive != alive:
+                alive = session.alive
+                click.echo("The link is back." if alive else "The link is lost; connecting again.", err=True)
+    except KeyboardInterrupt:
+        return True
+    raise session.error
+
+
+def port_pair(text: str) -> tuple[int | str, int]:
     """A port or path, and the local port or 0.
 
     Raises: BadParameter.

@@ -19,6 +19,7 @@ class Server:
 
     Attributes:
         remote: Its Unix socket, or its port on the box's loopback.
+        lab: Version of JupyterLab; empty where there is none.
         token: Lets its bearer do all that the user may do there.
         root: The folder whose files it shows.
         fresh: True when it was started just now.
@@ -29,6 +30,7 @@ class Server:
     remote: int | str
     token: str = field(repr=False)
     version: str
+    lab: str
     root: str
     python: str
     fresh: bool
@@ -106,8 +108,8 @@ def _server(box: Box, found: dict[str, Any], root: str, notes: list[str]) -> Ser
         notes.append(f"JupyterLab {found['lab']} on {box.host} has known holes; open no notebook you do not trust.")
     return Server(
         pid=int(found["pid"]), remote=str(found["sock"]) or int(found["port"]), token=str(found["token"]),
-        version=str(found["version"]), root=str(found["root"]), python=str(found["python"]), fresh=bool(found["fresh"]),
-        notes=tuple(notes),
+        version=str(found["version"]), lab=str(found["lab"]), root=str(found["root"]), python=str(found["python"]),
+        fresh=bool(found["fresh"]), notes=tuple(notes),
     )  # fmt: skip
 
 

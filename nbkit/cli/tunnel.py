@@ -1,0 +1,116 @@
+"""Verbs about the Jupyter of a box: bring it here, see what runs there."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nbkit.cli._base import HOST, host_options, json_option
+from nbkit.cli.ssh import port_pair, stay, terminated_as_interrupted
+
+if TYPE_CHECKING:
+    from nbkit.remote.tunnel import Tunnel
+
+
+@click.command(
+    help=f"Start (or re-attach to) Jupyter on a box and bring it here, with its kernels, until Ctrl-C.\n\n{HOST} Jupyter "
+    "runs on there when the tunnel ends: nbkit stop HOST ends it. It listens on a Unix socket that only you can open; here "
+    "only you may connect (Linux). Its kernels can be chosen in the JupyterLab of this machine, too; the URL also serves "
+    "VS Code's 'Existing Jupyter Server'.\n\n\b\nExamples:\n  nbkit tunnel gpu-box\n"
+    "  nbkit tunnel gpu-box -p 6006             with TensorBoard, on a free port here\n"
+    "  nbkit tunnel gpu-box -p 6006:16006       on port 16006 here\n"
+    "  nbkit tunnel gpu-box --python ~/miniconda3/envs/llm/bin/python"
+)
+@click.argument("host")
+@click.option("-p", "ports", multiple=True, metavar="REMOTE[:LOCAL]", help="One more port or socket; again for more.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=None, help="For Jupyter here.  [default: as last time, or any]"
+)
+@click.option("--dir", "root", default="", metavar="PATH", help="Folder there that it shows.  [default: home]")
+@host_options
+@json_option
+def tunnel(
+    host: str, ports: tuple[str, ...], port: int | None, root: str, config: str | None, python: str, as_json: bool
+) -> None:
+    from nbkit.remote import connect
+    from nbkit.remote.tunnel import tunnel as open_tunnel
+
+    wanted = [port_pair(text) for text in ports]
+    with terminated_as_interrupted(), connect(host, config=config, python=python) as box:
+        with open_tunnel(box, wanted, port=port or 0, root=root, config=config) as opened:
+            _show(opened, as_json=as_json)
+            if not stay(box.session, lambda: opened.ended):
+                click.echo(f"Ended by nbkit stop {host}.", err=True)
+                return
+        click.echo(
+            f"\nDetached. Jupyter (pid {opened.server.pid}) and its kernels run on, on {host}.\n"
+            f"  Back:  nbkit tunnel {host}\n  End:   nbkit stop {host}",
+            err=True,
+        )
+    sys.exit(130)
+
+
+def _show(opened: Tunnel, *, as_json: bool) -> None:
+    host, server = opened.box.host, opened.server
+    for note in server.notes:
+        click.echo(f"Note: {note}", err=True)
+    if as_json:
+        click.echo(json.dumps(opened.as_dict()))
+        return
+    what = "Started" if server.fresh else "Found"
+    click.echo(f"{what} Jupyter (server {server.version}) in {server.root} on {host}. Open:", err=True)
+    click.echo(opened.url)
+    for forward in opened.forwards:
+        click.echo(f"http://127.0.0.1:{forward.local_port}  ->  {host}  {forward.remote}")
+    if opened.kernels:
+        click.echo(f"In JupyterLab here, once reloaded: {', '.join(opened.kernels)}.", err=True)
+    click.echo("Ctrl-C detaches; Jupyter and its kernels run on there.", err=True)
+
+
+@click.command(
+    help=f"Show open tunnels, and what of nbkit runs on boxes: Jupyter, kernels, and what was started from them.\n\n{HOST} "
+    "Without it: every box that had a tunnel and no nbkit stop since.\n\n\b\nExamples:\n  nbkit status\n  nbkit status gpu-box"
+)
+@click.argument("host", required=False)
+@host_options
+@json_option
+def status(host: str | None, config: str | None, python: str, as_json: bool) -> None:
+    from nbkit.remote.status import status as ask
+
+    found = [each.as_dict() for each in ask(host or "", config=config, python=python)]
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    elif not found:
+        click.echo("No tunnel is open, and no box has had one since its last nbkit stop.", err=True)
+    else:
+        click.echo("\n\n".join(map(_described, found)))
+
+
+def _described(box: dict[str, Any]) -> str:
+    lines = [box["host"]]
+    for each in box["tunnels"]:
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(each["since"]))
+        lines.append(f"  tunnel   {each['address']}   pid {each['pid']} here, since {since}")
+        lines += [f"           127.0.0.1:{f['local']} -> {f['remote']}" for f in each["forwards"]]
+    if box["error"]:
+        return "\n".join([*lines, f"  box      {box['error']}"])
+    server = box["server"]
+    if server is None:
+        lines.append("  jupyter  none")
+    elif "problem" in server:
+        lines.append(f"  jupyter  {server['problem']}")
+    else:
+        lines.append(f"  jupyter  {server['version']} in {server['root']}   pid {server['pid']}")
+    lines += [
+        f"  kernel   {each['name'] or 'of a Jupyter elsewhere'}   {each['state'] or 'running'}   pid {each['pid']}"
+        for each in box["kernels"]
+    ]
+    lines += [f"  started from those: {each['command'][:80]}   pid {each['pid']}" for each in box["rest"]]
+    return "\n".join(lines)
+
+
+VERBS = (tunnel, status)

@@ -1,0 +1,114 @@
+"""A kernel on a box, for a Jupyter here: started over ssh, its five sockets brought here by forwards.
+
+Loaded by jupyter_client through the entry point `nbkit-box`. A lost link is made again and the kernel goes on; what it
+prints in between is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from typing import TYPE_CHECKING, Any
+
+from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
+from traitlets import Unicode
+
+from nbkit import ssh
+from nbkit.errors import NbkitError
+from nbkit.remote import jupyter
+from nbkit.remote.box import Box, connect
+
+if TYPE_CHECKING:
+    from jupyter_client.connect import KernelConnectionInfo
+
+_POLL_S = 0.2
+
+
+class BoxProvisioner(KernelProvisionerBase):
+    """What `nbkit.remote.kernels` writes into a kernel spec is this class's configuration."""
+
+    host = Unicode(help="An alias of ~/.ssh/config, USER@HOST[:PORT] or ssh://USER@HOST:PORT.").tag(config=True)
+    ssh_config = Unicode(help="A file in place of the user's ssh_config.").tag(config=True)
+    python = Unicode(help="Shell words that start the box's Python.").tag(config=True)
+
+    _box: Box | None = None
+    _kernel: dict[str, Any] | None = None
+    _forwards: tuple[ssh.Forward, ...] = ()
+
+    @property
+    def has_process(self) -> bool:
+        return self._kernel is not None
+
+    async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
+        kwargs.pop("extra_arguments", None)
+        kwargs["env"] = {}  # of this machine: means nothing there; the spec's own are added
+        return await super().pre_launch(cmd=self.kernel_spec.argv, **kwargs)
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
+        manager: Any = self.parent
+        key = manager.session.key.decode()
+        await asyncio.to_thread(self._launch, cmd, kwargs["env"], key)
+        shell, iopub, stdin, control, heartbeat = (forward.local_port for forward in self._forwards)
+        self.connection_info = {
+            "transport": "tcp", "ip": "127.0.0.1", "key": key.encode(), "signature_scheme": "hmac-sha256",
+            "shell_port": shell, "iopub_port": iopub, "stdin_port": stdin, "control_port": control, "hb_port": heartbeat,
+        }  # fmt: skip
+        return self.connection_info
+
+    def _launch(self, argv: list[str], env: dict[str, str], key: str) -> None:
+        if self._box is None:  # else a restart: connection, ports and socket paths stay
+            self._box = connect(self.host, config=self.ssh_config or None, ask=None, python=self.python)
+        try:
+            self._kernel = jupyter.start_kernel(self._box, self.kernel_id, argv, env, key)
+            if not self._forwards:
+                self._forwards = tuple(ssh.forward(self._box.session, path) for path in self._kernel["sockets"])
+        except NbkitError:
+            self._close()
+            raise
+
+    async def poll(self) -> int | None:
+        """None while the kernel lives; it is dead only when the box says so, not when the link is lost."""
+        if self._kernel is None or self._box is None:
+            return 0
+        try:
+            found = await asyncio.to_thread(self._box.session.run, ["cat", f"/proc/{self._kernel['pid']}/stat"])
+        except NbkitError:
+            return None
+        fields = found.text.rpartition(")")[2].split()
+        if fields and fields[0] not in {"Z", "X"} and int(fields[19]) == self._kernel["started"]:
+            return None
+        return 1
+
+    async def wait(self) -> int | None:
+        while (status := await self.poll()) is None:  # noqa: ASYNC110 - it happens on another machine
+            await asyncio.sleep(_POLL_S)
+        self._kernel = None
+        return status
+
+    async def send_signal(self, signum: int) -> None:
+        """To the kernel's process group."""
+        if self._box is not None and self._kernel is not None and await self.poll() is None:
+            words = ["kill", f"-{signum}", "--", f"-{self._kernel['pid']}"]
+            await asyncio.to_thread(self._box.session.run, words)
+
+    async def kill(self, restart: bool = False) -> None:
+        del restart
+        await self.send_signal(signal.SIGKILL)
+
+    async def terminate(self, restart: bool = False) -> None:
+        del restart
+        await self.send_signal(signal.SIGTERM)
+
+    async def cleanup(self, restart: bool = False) -> None:
+        if not restart:
+            await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        box, forwards = self._box, self._forwards
+        self._box, self._kernel, self._forwards = None, None, ()
+        for forward in forwards:
+            forward.close()
+        if box is not None:
+            with box, contextlib.suppress(NbkitError):  # its files are gone at `nbkit stop` at the latest
+                jupyter.forget_kernel(box, self.kernel_id)

@@ -1,0 +1,85 @@
+"""What runs where: tunnels of this machine, and Jupyter and kernels on boxes. And the end of it."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nbkit.errors import NbkitError
+from nbkit.remote import jupyter, kernels, tunnels
+from nbkit.remote.box import connect
+
+_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Status:
+    """One box.
+
+    Attributes:
+        tunnels: Those of this machine that are open.
+        running: What of ours runs there; None when it cannot be asked.
+        error: Why it cannot.
+    """
+
+    host: str
+    tunnels: list[tunnels.Opened]
+    running: jupyter.Running | None
+    error: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        running = asdict(self.running) if self.running else {"server": None, "kernels": [], "rest": []}
+        return {"host": self.host, "tunnels": [asdict(each) for each in self.tunnels], "error": self.error, **running}
+
+
+def status(host: str = "", *, config: str | None = None, python: str = "") -> list[Status]:
+    """Ask `host`, or every box that had a tunnel and no `stop` since; those are asked at once, and ask nobody back.
+
+    Raises: what keeps a host that was named from being asked.
+    """
+    if host:
+        return [_ask(_place(host, config, python), ask="auto")]
+
+    def try_one(place: tunnels.Place) -> Status:
+        try:
+            return _ask(place, ask=None)
+        except NbkitError as error:
+            return Status(place.host, tunnels.opened(place.host), None, error.message.splitlines()[0])
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(try_one, tunnels.places()))
+
+
+def _ask(place: tunnels.Place, *, ask: str | None) -> Status:
+    with connect(place.host, config=place.config or None, ask=ask, python=place.python) as box:
+        return Status(place.host, tunnels.opened(place.host), jupyter.look(box))
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What `stop` ended: tunnels of this machine, kernels that it listed, and on the box what `box` says."""
+
+    tunnels: int
+    kernels: int
+    box: jupyter.Stopped
+
+
+def stop(host: str, *, config: str | None = None, python: str = "") -> Ended:
+    """End everything of ours on `host`, and the tunnels there; take its kernels out of this machine's Jupyter.
+
+    Raises: what keeps the box from being asked; then nothing was ended.
+    """
+    place = _place(host, config, python)
+    with connect(host, config=place.config or None, python=place.python) as box:
+        ended = jupyter.stop(box)
+    closed, removed = tunnels.close(host), kernels.unregister(host)
+    tunnels.forget(host)
+    return Ended(closed, removed, ended)
+
+
+def _place(host: str, config: str | None, python: str) -> tunnels.Place:
+    """How to reach `host`: as given, else as the newest tunnel did."""
+    before = tunnels.remembered(host) or tunnels.Place(host)
+    return tunnels.Place(host, config or before.config, python or before.python)

@@ -1,0 +1,131 @@
+"""A tunnel: the Jupyter of a box on a port of this machine, and more ports with it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from nbkit import ssh
+from nbkit.errors import RemoteCommandError
+from nbkit.remote import jupyter, kernels, tunnels
+from nbkit.remote.box import Box
+from nbkit.ssh.forward import PortTakenError
+
+_ANSWER_S = 30.0
+
+
+class Tunnel:
+    """An open tunnel: a context manager, `close()` is idempotent. The server on the box outlives it.
+
+    Attributes:
+        server: The Jupyter server there.
+        address: Its URL here, without the token.
+        token_file: Holds the token while the tunnel is open, for scripts; this user's alone.
+        forwards: The other forwards, in the order they were asked for.
+        kernels: What the launcher of this machine's Jupyter shows from now on.
+    """
+
+    def __init__(self, box: Box, ports: Sequence[tuple[int | str, int]], *, port: int, root: str, config: str) -> None:
+        self.box = box
+        self._stack = contextlib.ExitStack()
+        with contextlib.ExitStack() as stack:
+            # Ports that are taken here are found out before anything is started there.
+            self.forwards = [stack.enter_context(ssh.forward(box.session, remote, local)) for remote, local in ports]
+            self.server = jupyter.start(box, root=root)
+            jupyter_here = stack.enter_context(_forward(box, self.server.remote, port))
+            self.address = f"http://127.0.0.1:{jupyter_here.local_port}/" + ("lab" if self.server.lab else "")
+            found = _get(jupyter_here.local_port, "/api/kernelspecs", self.server.token, box.host)
+            self.kernels = kernels.register(box.host, found["kernelspecs"], config=config, python=box.python)
+            tunnels.remember(tunnels.Place(box.host, config, box.python, jupyter_here.local_port))
+            self.token_file = str(tunnels.token_path())
+            others = [{"local": forward.local_port, "remote": forward.remote} for forward in self.forwards]
+            entry = tunnels.Opened(box.host, os.getpid(), self.address, self.token_file, time.time(), others)
+            stack.enter_context(tunnels.listed(entry, self.server.token))
+            self._stack = stack.pop_all()
+
+    @property
+    def url(self) -> str:
+        """The address with the token: whoever has it may do all that the user may do there."""
+        return f"{self.address}?token={self.server.token}"
+
+    @property
+    def ended(self) -> bool:
+        """True when `nbkit stop` was asked to end it, wherever that ran."""
+        return tunnels.asked_to_close(self.token_file)
+
+    def close(self) -> None:
+        """Close the ports here; what runs on the box goes on."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        """One line for a person."""
+        return f"Tunnel({self.address} -> {self.box.host})"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`: everything but the token, which stands in `token_file`."""
+        return {
+            "host": self.box.host, "url": self.address, "token_file": self.token_file, "fresh": self.server.fresh,
+            "root": self.server.root, "server": self.server.version, "pid": self.server.pid, "kernels": self.kernels,
+            "forwards": [{"local": f.local_port, "remote": f.remote} for f in self.forwards],
+            "notes": list(self.server.notes),
+        }  # fmt: skip
+
+
+def tunnel(
+    box: Box,
+    ports: Sequence[tuple[int | str, int]] = (),
+    *,
+    port: int = 0,
+    root: str = "",
+    config: str | Path | None = None,
+) -> Tunnel:
+    """Start Jupyter on the box, or find the one that runs; bring it here, and its kernels into this machine's Jupyter.
+
+    Args:
+        ports: More forwards: a port or a socket's path there, and the port here, 0 for any.
+        port: For Jupyter here; 0 for the one it had the last time where that is free, else any.
+        root: The folder there whose files it shows; the home folder by default.
+        config: The ssh_config that `box` was reached with, for kernels that are started later.
+
+    Returns: A running Tunnel; a lost link is made again, as by nbkit.ssh.forward.
+
+    Raises: PortTakenError; RemoteCommandError; UnreachableError; StorageError.
+    """
+    return Tunnel(box, ports, port=port, root=root, config=str(Path(config).absolute()) if config else "")
+
+
+def _forward(box: Box, remote: int | str, port: int) -> ssh.Forward:
+    before = tunnels.remembered(box.host)
+    if not port and before is not None and before.port:
+        with contextlib.suppress(PortTakenError):
+            return ssh.forward(box.session, remote, before.port)
+    return ssh.forward(box.session, remote, port)
+
+
+def _get(port: int, path: str, token: str, host: str) -> Any:
+    """One request through the tunnel: it works before anyone is told of it."""
+    line = http.client.HTTPConnection("127.0.0.1", port, timeout=_ANSWER_S)
+    try:
+        line.request("GET", path, headers={"Authorization": f"token {token}"})
+        return json.loads(line.getresponse().read())
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise RemoteCommandError(
+            f"Jupyter on {host} does not answer through the tunnel: {error}.", hint=f"nbkit status {host}"
+        ) from error
+    finally:
+        line.close()
