@@ -1,4 +1,4 @@
-"""What runs in the kernel for `python -m bench dashboard`: four ways to show five series, one refresh after another.
+"""What runs in the kernel for `python -m bench dashboard`: ways to show five series, one refresh after another.
 
 Each way is a function that draws 1,000 points of history and returns `refresh(step)`, which adds one point to every
 series and shows it.
@@ -50,6 +50,17 @@ def nbkit() -> Refresh:
     dashboard = Dashboard(Feed(Run(path)))
     display(dashboard)
     return lambda _: dashboard.refresh()
+
+
+def bare() -> Refresh:
+    """What Jupyter itself takes: an AnyWidget that shows nothing is sent as many bytes as nbkit sends."""
+    from anywidget import AnyWidget
+    from IPython.display import display
+
+    widget = AnyWidget(_esm="export default { render() {} };")
+    display(widget)
+    rows = [[float(step), *point(step).values()] for step in range(7)]
+    return lambda _: widget.send({"rows": rows})
 
 
 def write_run() -> None:
@@ -163,7 +174,7 @@ def plotly() -> Refresh:
 # Widgets refresh from a thread, as they are used: the page's questions are answered meanwhile. Figures that are shown
 # anew belong to the cell that draws them.
 IN_CELL: dict[str, Callable[[], Refresh]] = {f.__name__: f for f in (matplotlib, livelossplot)}
-IN_THREAD: dict[str, Callable[[], Refresh]] = {f.__name__: f for f in (nbkit, plotly)}
+IN_THREAD: dict[str, Callable[[], Refresh]] = {f.__name__: f for f in (nbkit, bare, plotly)}
 
 
 def measure(way: str, refreshes: int, per_s: float) -> None:

@@ -43,6 +43,7 @@ def run() -> Outcome:
         costs = _costs(lab)
         long = _cost(lab, "nbkit", "nbkit", LONG, LONG_PER_S)
         lines = [line for peer in PEERS for line in _against(costs["nbkit"], costs[peer], PEERS[peer])]
+        lines.append(_beside_bare(costs["nbkit"], costs["bare"]))
         lines += _limits(costs["nbkit"], long)
         for kernel, title in (("nbkit", "ipykernel 7.4"), ("colab", "Colab's kernel")):
             stops, reloads = _stops(lab, kernel), _reloads(lab, kernel)
@@ -78,10 +79,10 @@ def _lab() -> Iterator[Any]:
 
 def _costs(lab: Any) -> dict[str, list[Cost]]:
     """Every way in turn, round after round, so that a slow machine is slow for all."""
-    found: dict[str, list[Cost]] = {"nbkit": [], **{peer: [] for peer in PEERS}}
+    found: dict[str, list[Cost]] = {way: [] for way in ("nbkit", "bare", *PEERS)}
     for _ in range(ROUNDS):
         for way, costs in found.items():
-            costs.append(_cost(lab, way, "nbkit" if way == "nbkit" else "peers", REFRESHES, PER_S))
+            costs.append(_cost(lab, way, "peers" if way in PEERS else "nbkit", REFRESHES, PER_S))
     return found
 
 
@@ -141,6 +142,13 @@ def _against(ours: list[Cost], theirs: list[Cost], peer: str) -> list[Line]:
     lines.append(Line("heap growth", peer, [a / max(b, 0.01) for a, b in zip(mine, heaps, strict=True)], 1.0,
                       median(mine), median(heaps), "MB"))  # fmt: skip
     return lines
+
+
+def _beside_bare(ours: list[Cost], bare: list[Cost]) -> Line:
+    """A kernel that idles for 0.1 s and sends one message has a price of its own, which no view can go below."""
+    mine, least = [cost.cpu_ms for cost in ours], [cost.cpu_ms for cost in bare]
+    ratios = [a / b for a, b in zip(mine, least, strict=True)]
+    return Line("kernel CPU a refresh", "a bare AnyWidget.send", ratios, 2.0, median(mine), median(least), "ms")
 
 
 def _limits(costs: list[Cost], long: Cost) -> list[Line]:
