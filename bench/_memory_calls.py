@@ -176,7 +176,7 @@ def _qwen(row: Row) -> Call:
     full, quantised = method == "full", method == "qlora"
     program = Program(
         name="Qwen's finetune.py", loss="shifted", optimizer="adamw foreach", autocast="bfloat16", attention="flash",
-        outputs_to_fp32=True, input_grads=True, exact=False, bar=0.1,
+        outputs_to_fp32=True, input_grads=True, reentrant=True, exact=False, bar=0.1,
     )  # fmt: skip
     if quantised:
         program = program.but(
@@ -209,7 +209,8 @@ def _swift(row: Row) -> Call:
     program = Program(
         name="ms-swift 2", loss="shifted", optimizer="adamw foreach", autocast="bfloat16",
         upcasts_logits="no" if name.startswith(FUSED) else "at the head", outputs_to_fp32=True, input_grads=True,
-        exact=False, bar=0.1, attention="flash" if row.fields["attn"] == "flash2" else "eager", extra_4bit_copy="bnb" in note,
+        reentrant=True, attention="flash" if row.fields["attn"] == "flash2" else "eager",
+        extra_4bit_copy="bnb" in note, exact=False, bar=0.1,
     )  # fmt: skip
     shape = _shape(row)
     options = {
@@ -266,7 +267,7 @@ def _answer_ai(row: Row) -> Call:
     quantised = row.fields["method"] == "qlora"
     program = Program.plain_loop(
         holds_outputs="backward", loss="shifted", upcasts_logits="at the head", adapter_dtype="bfloat16",
-        input_grads=True, extra_4bit_copy=quantised, exact=False, bar=0.1,
+        input_grads=True, reentrant=True, extra_4bit_copy=quantised, exact=False, bar=0.1,
     )  # fmt: skip
     options = {
         **_shape(row), "program": program, "dtype": "bfloat16", "peft_config": _lora(row, _targets(row), lora_dropout=0.1),
@@ -284,7 +285,8 @@ def _capacity(row: Row) -> Call:
 
     program = Program(
         name="TRL 0.12", loss="shifted", upcasts_logits="in the loss", optimizer="adamw 8-bit", autocast="bfloat16",
-        outputs_to_fp32=True, input_grads=True, casts_quantised_adapters=True, attention="flash", exact=False, bar=0.1,
+        outputs_to_fp32=True, input_grads=True, reentrant=True, casts_quantised_adapters=True, attention="flash",
+        exact=False, bar=0.1,
     )  # fmt: skip
     options = {
         **_shape(row), "program": program, "dtype": "bfloat16", "peft_config": _lora(row, LINEAR),

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench import CannotRunError
-from nbkit import atomic
-from nbkit.models.embedded import cache_dir
+from nbkit import atomic, folders
 
 PINS = Path(__file__).resolve().parent.parent / "requirements" / "bench-memory.txt"
 WORKER = Path(__file__).with_name("_peer_worker.py")
@@ -121,7 +120,7 @@ def installed() -> Peers:
     """
     wanted = pins()
     key = hashlib.sha256(f"{sys.version_info[:2]} {sorted(wanted.items())}".encode()).hexdigest()[:12]
-    folder = cache_dir() / "bench" / f"memory-{key}"
+    folder = folders.cache() / "bench" / f"memory-{key}"
     with _alone(folder.with_suffix(".lock")):
         if not (folder / "ready").exists():
             print(f"bench: installing the peers, once, in {folder}", file=sys.stderr)

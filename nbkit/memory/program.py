@@ -46,6 +46,7 @@ class Program:
             through the "backward", or into the "next" forward, until the name is bound again.
         outputs_to_fp32: The outputs are copied to float32 (accelerate's wrapper under mixed precision).
         input_grads: Embeddings ask for gradients under checkpointing with adapters (enable_input_require_grads).
+        reentrant: Checkpointing is torch's reentrant kind (transformers' default before 5): no graph in the forward.
         set_to_none: `zero_grad` frees the gradient buffers; False keeps them, filled with zeros.
         optimizer: Which kernel steps. Of `foreach` and plain AdamW only the first makes a copy of all it trains.
             `masters` steps float32 copies of 16-bit weights (DeepSpeed's fp16 and bf16 engines).
@@ -77,6 +78,7 @@ class Program:
     holds_outputs: Held = "no"
     outputs_to_fp32: bool = False
     input_grads: bool = False
+    reentrant: bool = False
     set_to_none: bool = True
     optimizer: Optimizer = "adamw"
     steps_in_backward: bool = False

@@ -211,7 +211,7 @@ def _use_flash(model: Any) -> None:
 def _checkpoint(model: Any, job: Job, *, adapted: bool) -> None:
     options = {name: value for name, value in (job.checkpointing or {}).items() if name != "offload"}
     extra = {"every_n_layers": options.pop("every_n_layers")} if "every_n_layers" in options else {}
-    options.setdefault("use_reentrant", False)
+    options.setdefault("use_reentrant", job.program.reentrant)
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     if adapted:  # PeftModel forwards unknown names to the base model
         enable = getattr(model.base_model.model, "activation_checkpointing_enable", enable)
