@@ -168,7 +168,8 @@ def _qwen(row: Row) -> Call:
     transformers' Trainer under bf16 autocast, LoRA of dropout 0.05 on every linear map, eight micro-batches a step; a
     model loads in bf16, the fully trained one in float32. modeling_qwen.py shifts the logits before it upcasts them.
     Q-LoRA runs in DeepSpeed's fp16 engine (ds_config_zero2.json: two buckets of 2e8 elements), and its GPTQ weights of
-    4.16 bits stand here as NF4's 4.13. What was measured is not stated; it is read as the device's use in GB.
+    4.16 bits stand here as NF4's 4.13, unpacked as AutoGPTQ does. What was measured is not stated; it is read as the
+    device's use in GB.
     """
     from nbkit.memory import Program
 
@@ -181,7 +182,7 @@ def _qwen(row: Row) -> Call:
     if quantised:
         program = program.but(
             optimizer="adamw masters", bucket_bytes=2 * 2 * 200_000_000, autocast=None, outputs_to_fp32=False,
-            adapter_dtype="float16",
+            adapter_dtype="float16", unpacks_4bit=True,
         )  # fmt: skip
     saved = ["embed_tokens", "lm_head"] if method == "lora(emb)" else None
     options = {
@@ -210,7 +211,7 @@ def _swift(row: Row) -> Call:
         name="ms-swift 2", loss="shifted", optimizer="adamw foreach", autocast="bfloat16",
         upcasts_logits="no" if name.startswith(FUSED) else "at the head", outputs_to_fp32=True, input_grads=True,
         reentrant=True, attention="flash" if row.fields["attn"] == "flash2" else "eager",
-        extra_4bit_copy="bnb" in note, exact=False, bar=0.1,
+        extra_4bit_copy="bnb" in note, unpacks_4bit="gptq" in note, exact=False, bar=0.1,
     )  # fmt: skip
     shape = _shape(row)
     options = {

@@ -99,6 +99,20 @@ class TestQuantised:
         )
         assert 2 * 2 * 32000 * 256 / GIB == pytest.approx(cast - plain, rel=0.01)
 
+    def test_unpacked_weights_are_kept(self):
+        """AutoGPTQ's torch kernel: 2 bytes a weight live from its product to the backward, none are dequantised there."""
+        import torch
+        from peft import LoraConfig
+        from transformers import BitsAndBytesConfig
+
+        options = {
+            "config": llama(hidden_size=1024, intermediate_size=4096, num_hidden_layers=2, num_key_value_heads=8),
+            "peft_config": LoraConfig(r=8, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+            "quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16),
+        }
+        plain, kept = (peak(Program.plain_loop(unpacks_4bit=one), **options).allocated_gib for one in (False, True))
+        assert 2 * 2 * (4 + 3 * 4) * 1024**2 == pytest.approx((kept - plain) * GIB, rel=0.25)
+
 
 class TestTrace:
     def test_accumulating_steps_are_traced(self):

@@ -147,12 +147,39 @@ def as_on(device: str) -> Iterator[tuple[str, ...]]:
 
 def keep_inputs_of_4bit(model: Any) -> None:
     """bitsandbytes before 0.43.2 put the input of each 4-bit map on the node, where it lived till the graph died."""
+    _keep_with_4bit(model, lambda module, hidden: hidden, saved=False)  # on the context, as MatMul4Bit.forward had it
+
+
+def keep_unpacked_4bit(model: Any) -> None:
+    """AutoGPTQ's torch kernel unpacks a map's weights and multiplies by them, so autograd keeps them for the backward.
+
+    Source: auto_gptq/nn_modules/qlinear/qlinear_cuda_old.py: shifted as int32, narrowed to int8, scaled to 16 bit.
+    """
+    import torch
+
+    def unpacked(module: Any, hidden: Any) -> Any:
+        shape = (module.out_features, module.in_features)
+        shifted, narrow = torch.empty(shape, dtype=torch.int32), torch.empty(shape, dtype=torch.int8)
+        del shifted
+        weight = torch.empty(shape, dtype=hidden.dtype)
+        del narrow
+        return weight
+
+    _keep_with_4bit(model, unpacked, saved=True)
+
+
+def _keep_with_4bit(model: Any, made: Callable[[Any, Any], Any], *, saved: bool) -> None:
+    """Let each 4-bit map's node hold what `made` gives for the module and its input: saved for the backward, which frees
+    it, or else till the graph dies."""
     import torch
 
     class Kept(torch.autograd.Function):  # type: ignore[misc] # torch is not typed here
         @staticmethod
-        def forward(ctx: Any, out: Any, hidden: Any) -> Any:
-            ctx.hidden = hidden  # an attribute, not save_for_backward: as MatMul4Bit.forward had it
+        def forward(ctx: Any, out: Any, kept: Any) -> Any:
+            if saved:
+                ctx.save_for_backward(kept)
+            else:
+                ctx.kept = kept
             return out.view_as(out)
 
         @staticmethod
@@ -160,7 +187,7 @@ def keep_inputs_of_4bit(model: Any) -> None:
             return grad, None
 
     def hook(module: Any, args: Any, out: Any) -> Any:
-        return Kept.apply(out, args[0])
+        return Kept.apply(out, made(module, args[0]))
 
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":

@@ -62,6 +62,7 @@ class Program:
         head_quantised: 4-bit loading quantises the output head too (LitGPT); transformers leaves it in 16 bit.
         untied: Embedding and head are two matrices even where the config ties them.
         extra_4bit_copy: bitsandbytes before 0.43.2 kept one more activation a quantised linear map (PR 1270).
+        unpacks_4bit: 4-bit maps keep their unpacked weights for the backward (AutoGPTQ's torch kernel).
         empties_cache: The loop calls torch.cuda.empty_cache() after each step. It changes what is reserved over batches
             of different lengths; within one step nothing is given back.
         exact: nbkit runs this very code; otherwise the program is an approximation by transformers' model code.
@@ -92,6 +93,7 @@ class Program:
     head_quantised: bool = False
     untied: bool = False
     extra_4bit_copy: bool = False
+    unpacks_4bit: bool = False
     empties_cache: bool = False
     exact: bool = True
     bar: float = 0.03

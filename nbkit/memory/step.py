@@ -170,6 +170,8 @@ def _prepare(model: Any, job: Job, *, adapted: bool) -> None:
         _use_flash(model)
     if program.extra_4bit_copy:
         kernels.keep_inputs_of_4bit(model)
+    if program.unpacks_4bit:
+        kernels.keep_unpacked_4bit(model)
     if program.model_code == "litgpt":
         model.gradient_checkpointing = job.checkpointing is not None
     elif job.checkpointing is not None:
