@@ -197,7 +197,7 @@ class TestSecrets:
                 assert token not in (Path(opened.server.remote).parent / "server.log").read_text()
                 assert [] == scan(token, fresh.folder, here)
                 (fresh.folder / "planted").write_text(token)
-                with subprocess.Popen(["sleep", "60", token]) as loud:
+                with subprocess.Popen([sys.executable, "-c", "input()", token], stdin=subprocess.PIPE) as loud:
                     assert [f"/proc {loud.pid} cmdline", f"{fresh.folder} planted"] == scan(token, fresh.folder, here)
                     loud.kill()
         finally:
