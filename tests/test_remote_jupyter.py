@@ -247,10 +247,9 @@ class TestTunnel:
 
     def test_comes_back_to_its_port(self, server, box):
         """The next tunnel has the port of the one before, so that an open page finds it again; a taken one is passed over."""
-        with tunnel(box) as first:
+        with tunnel(box) as first, tunnel(box) as beside:
             address = first.address
-            with tunnel(box) as beside:
-                assert address != beside.address
+            assert address != beside.address
         with tunnel(box, port=int(address.split(":")[2].split("/")[0])) as second:
             assert address == second.address
         with tunnel(box) as third:

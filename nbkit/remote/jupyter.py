@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from nbkit.errors import RemoteCommandError
+from nbkit import ssh
+from nbkit.errors import RemoteCommandError, UnreachableError
 from nbkit.remote.box import Box
-from nbkit.ssh.session import direct_tcp, direct_unix
 
 _PROGRAM = "jupyter"
+_ANSWER_S = 30.0
 _TIMEOUT_S = 90.0  # the program itself gives a server 60 s
 
 
@@ -74,7 +77,7 @@ def start(box: Box, *, root: str = "") -> Server:
     """
     found = _call(box, "start", root=root, tcp=False)
     notes = []
-    if found["sock"] and not _reaches(box, found["sock"]):
+    if found["sock"] and not _reaches(box, found):
         if not found["fresh"]:
             raise RemoteCommandError(
                 f"sshd on {box.host} does not forward to the socket where Jupyter (pid {found['pid']}) listens.",
@@ -83,7 +86,7 @@ def start(box: Box, *, root: str = "") -> Server:
         stop(box)
         found = _call(box, "start", root=root, tcp=True)
     if not found["sock"]:
-        if not _reaches(box, int(found["port"])):
+        if not _reaches(box, found):
             if found["fresh"]:
                 stop(box)
             raise RemoteCommandError(
@@ -107,7 +110,7 @@ def _server(box: Box, found: dict[str, Any], root: str, notes: list[str]) -> Ser
     if found["old_lab"]:
         notes.append(f"JupyterLab {found['lab']} on {box.host} has known holes; open no notebook you do not trust.")
     return Server(
-        pid=int(found["pid"]), remote=str(found["sock"]) or int(found["port"]), token=str(found["token"]),
+        pid=int(found["pid"]), remote=_remote(found), token=str(found["token"]),
         version=str(found["version"]), lab=str(found["lab"]), root=str(found["root"]), python=str(found["python"]),
         fresh=bool(found["fresh"]), notes=tuple(notes),
     )  # fmt: skip
@@ -152,15 +155,38 @@ def _call(box: Box, do: str, **more: Any) -> dict[str, Any]:
         raise RemoteCommandError(error.message, hint=error.hint.replace("HOST", box.host)) from error
 
 
-def _reaches(box: Box, remote: int | str) -> bool:
-    """True when sshd opens a channel to a place where something is known to listen."""
-    kind, extra = (
-        ("direct-streamlocal@openssh.com", direct_unix(remote))
-        if isinstance(remote, str)
-        else ("direct-tcpip", direct_tcp("127.0.0.1", remote))
-    )
+def get(port: int, path: str, token: str) -> Any:
+    """The JSON that the server behind a forward answers to one GET.
+
+    Raises: OSError when it does not answer, or not with JSON.
+    """
+    line = http.client.HTTPConnection("127.0.0.1", port, timeout=_ANSWER_S)
     try:
-        box.session.open_channel(kind, extra).close()
-    except RemoteCommandError:
-        return False
+        line.request("GET", path, headers={"Authorization": f"token {token}"})
+        answer = line.getresponse()
+        if answer.status != http.HTTPStatus.OK:
+            raise OSError(f"HTTP {answer.status}")
+        return json.loads(answer.read())
+    except (http.client.HTTPException, ValueError) as error:
+        raise OSError(str(error) or type(error).__name__) from error
+    finally:
+        line.close()
+
+
+def _reaches(box: Box, found: dict[str, Any]) -> bool:
+    """True when sshd forwards to the server, which is known to listen.
+
+    Raises: UnreachableError when the link is lost.
+    """
+    with ssh.forward(box.session, _remote(found)) as probe:
+        try:
+            get(probe.local_port, "/api", found["token"])
+        except OSError:
+            if not box.session.alive:
+                raise UnreachableError(f"The connection to {box.host} is lost.", hint="try again") from None
+            return False
     return True
+
+
+def _remote(found: dict[str, Any]) -> int | str:
+    return str(found["sock"]) or int(found["port"])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -17,8 +15,6 @@ from nbkit.errors import RemoteCommandError
 from nbkit.remote import jupyter, kernels, tunnels
 from nbkit.remote.box import Box
 from nbkit.ssh.forward import PortTakenError
-
-_ANSWER_S = 30.0
 
 
 class Tunnel:
@@ -41,8 +37,8 @@ class Tunnel:
             self.server = jupyter.start(box, root=root)
             jupyter_here = stack.enter_context(_forward(box, self.server.remote, port))
             self.address = f"http://127.0.0.1:{jupyter_here.local_port}/" + ("lab" if self.server.lab else "")
-            found = _get(jupyter_here.local_port, "/api/kernelspecs", self.server.token, box.host)
-            self.kernels = kernels.register(box.host, found["kernelspecs"], config=config, python=box.python)
+            specs = _specs(box, jupyter_here.local_port, self.server.token)
+            self.kernels = kernels.register(box.host, specs, config=config, python=box.python)
             tunnels.remember(tunnels.Place(box.host, config, box.python, jupyter_here.local_port))
             self.token_file = str(tunnels.token_path())
             others = [{"local": forward.local_port, "remote": forward.remote} for forward in self.forwards]
@@ -117,15 +113,14 @@ def _forward(box: Box, remote: int | str, port: int) -> ssh.Forward:
     return ssh.forward(box.session, remote, port)
 
 
-def _get(port: int, path: str, token: str, host: str) -> Any:
-    """One request through the tunnel: it works before anyone is told of it."""
-    line = http.client.HTTPConnection("127.0.0.1", port, timeout=_ANSWER_S)
+def _specs(box: Box, port: int, token: str) -> dict[str, Any]:
+    """The kernels of the box, asked for through the tunnel: it works before anyone is told of it.
+
+    Raises: RemoteCommandError.
+    """
     try:
-        line.request("GET", path, headers={"Authorization": f"token {token}"})
-        return json.loads(line.getresponse().read())
-    except (OSError, http.client.HTTPException, ValueError) as error:
+        return dict(jupyter.get(port, "/api/kernelspecs", token)["kernelspecs"])
+    except (OSError, KeyError, TypeError) as error:
         raise RemoteCommandError(
-            f"Jupyter on {host} does not answer through the tunnel: {error}.", hint=f"nbkit status {host}"
+            f"Jupyter on {box.host} does not answer through the tunnel: {error}.", hint=f"nbkit status {box.host}"
         ) from error
-    finally:
-        line.close()
