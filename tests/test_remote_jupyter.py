@@ -22,7 +22,7 @@ from nbkit.errors import RemoteCommandError
 from nbkit.remote import jupyter, kernels, tunnels
 from nbkit.remote.tunnel import tunnel
 from tests import sshd
-from tests.notebook_client import Client
+from tests.notebook_client import Client, Kernel
 
 NOBODY = 65534
 
@@ -241,9 +241,9 @@ class TestTunnel:
         kernel.run("kept = 41")
         kernel.close()
         server.cut()
-        with remote.connect("box", config=server.config, python=sys.executable) as again, tunnel(again) as second:
-            with contextlib.closing(type(kernel)(Client(second.address, client.token), kernel.id)) as back:
-                assert "42" == back.run("kept + 1")
+        with remote.connect("box", config=server.config, python=sys.executable) as again, tunnel(again) as second, \
+                contextlib.closing(Kernel(Client(second.address, client.token), kernel.id)) as back:  # fmt: skip
+            assert "42" == back.run("kept + 1")
 
     def test_comes_back_to_its_port(self, server, box):
         """The next tunnel has the port of the one before, so that an open page finds it again; a taken one is passed over."""

@@ -65,15 +65,17 @@ def forward(host: str, ports: tuple[str, ...], config: str | None, as_json: bool
         session = stack.enter_context(connect(host, config=config))
         forwards = [stack.enter_context(open_forward(session, remote, local)) for remote, local in wanted]
         rows = [{"local": f"127.0.0.1:{f.local_port}", "port": f.local_port, "remote": f.remote} for f in forwards]
-        if as_json:
-            click.echo(json.dumps({"host": str(session.route.target), "forwards": rows}))
-        else:
-            for row in rows:
-                click.echo(f"http://{row['local']}  ->  {session.route.target}  {row['remote']}")
-            click.echo("Ctrl-C closes them; nothing of ours runs on the host.", err=True)
-        stay(session)
-        click.echo("\nClosed.", err=True)
-        sys.exit(130)
+        try:
+            if as_json:
+                click.echo(json.dumps({"host": str(session.route.target), "forwards": rows}))
+            else:
+                for row in rows:
+                    click.echo(f"http://{row['local']}  ->  {session.route.target}  {row['remote']}")
+                click.echo("Ctrl-C closes them; nothing of ours runs on the host.", err=True)
+            stay(session)
+        except KeyboardInterrupt:
+            click.echo("\nClosed.", err=True)
+            sys.exit(130)
 
 
 @contextlib.contextmanager
@@ -86,23 +88,20 @@ def terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def stay(session: Session, ended: Callable[[], bool] = lambda: False) -> bool:
-    """Say when the link goes and comes; True at Ctrl-C, False once `ended()`.
+def stay(session: Session, ended: Callable[[], bool] = lambda: False) -> None:
+    """Say when the link goes and comes, until `ended()`.
 
-    Raises: what ended the session for good.
+    Raises: KeyboardInterrupt at Ctrl-C; what ended the session for good.
     """
     sys.stdout.flush()
     alive = True
-    try:
-        while session.error is None:
-            if ended():
-                return False
-            time.sleep(0.5)
-            if session.alive != alive:
-                alive = session.alive
-                click.echo("The link is back." if alive else "The link is lost; connecting again.", err=True)
-    except KeyboardInterrupt:
-        return True
+    while session.error is None:
+        if ended():
+            return
+        time.sleep(0.5)
+        if session.alive != alive:
+            alive = session.alive
+            click.echo("The link is back." if alive else "The link is lost; connecting again.", err=True)
     raise session.error
 
 

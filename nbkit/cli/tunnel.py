@@ -40,18 +40,26 @@ def tunnel(
     from nbkit.remote.tunnel import tunnel as open_tunnel
 
     wanted = [port_pair(text) for text in ports]
-    with terminated_as_interrupted(), connect(host, config=config, python=python) as box:
-        with open_tunnel(box, wanted, port=port or 0, root=root, config=config) as opened:
-            _show(opened, as_json=as_json)
-            if not stay(box.session, lambda: opened.ended):
-                click.echo(f"Ended by nbkit stop {host}.", err=True)
-                return
-        click.echo(
-            f"\nDetached. Jupyter (pid {opened.server.pid}) and its kernels run on, on {host}.\n"
-            f"  Back:  nbkit tunnel {host}\n  End:   nbkit stop {host}",
-            err=True,
-        )
-    sys.exit(130)
+    opened = None
+    with terminated_as_interrupted():
+        try:
+            with connect(host, config=config, python=python) as box, \
+                    open_tunnel(box, wanted, port=port or 0, root=root, config=config) as opened:  # fmt: skip
+                _show(opened, as_json=as_json)
+                stay(box.session, lambda: opened.ended)
+        except KeyboardInterrupt:
+            click.echo(_detached(host, opened), err=True)
+            sys.exit(130)
+    click.echo(f"Ended by nbkit stop {host}.", err=True)
+
+
+def _detached(host: str, opened: Tunnel | None) -> str:
+    if opened is None:
+        return f"\nInterrupted. Jupyter may be running on {host}; see: nbkit status {host}"
+    return (
+        f"\nDetached. Jupyter (pid {opened.server.pid}) and its kernels run on, on {host}.\n"
+        f"  Back:  nbkit tunnel {host}\n  End:   nbkit stop {host}"
+    )
 
 
 def _show(opened: Tunnel, *, as_json: bool) -> None:

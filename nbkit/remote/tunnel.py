@@ -33,6 +33,8 @@ class Tunnel:
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
             # Ports that are taken here are found out before anything is started there.
+            if port:
+                ssh.forward(box.session, "/", port).close()
             self.forwards = [stack.enter_context(ssh.forward(box.session, remote, local)) for remote, local in ports]
             self.server = jupyter.start(box, root=root)
             jupyter_here = stack.enter_context(_forward(box, self.server.remote, port))

@@ -110,9 +110,9 @@ def forward(
 def _bound(port: int) -> socket.socket:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
-        if port:
-            # After a restart of ours, connections of the last run linger; another listener still keeps us out.
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Connections of the last run linger, and keep its port from the next unless both say this; another listener
+        # still keeps us out.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
         listener.listen(1024)
     except (OSError, OverflowError) as error:

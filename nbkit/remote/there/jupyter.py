@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import http.client
 import json
 import os
@@ -56,7 +57,8 @@ def place() -> str:
         private(os.path.join(home, ".nbkit"))
         private(os.path.join(home, ".nbkit", "run"))
         return private(folder)
-    return private(os.path.join("/tmp", "nbkit-%d" % os.geteuid()))  # noqa: S108 - ours or refused
+    name = "nbkit-%d-%s" % (os.geteuid(), hashlib.sha256(os.fsencode(folder)).hexdigest()[:8])
+    return private(os.path.join("/tmp", name))  # noqa: S108 - ours, or refused
 
 
 def write(path: str, text: str) -> None:
