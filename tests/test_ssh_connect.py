@@ -29,10 +29,16 @@ def box(tmp_path_factory):
         yield box
 
 
+@pytest.fixture(scope="module", params=["paramiko", "ssh"])
+def engine(request):
+    """What carries the session: every test that asks for it runs over both."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def session(box):
+def session(box, engine):
     """A session on it, for tests that leave it whole."""
-    with connect("box", config=box.config, ask=None) as session:
+    with connect("box", config=box.config, ask=None, engine=engine) as session:
         yield session
 
 
@@ -49,11 +55,11 @@ class TestRun:
         result = session.run([sys.executable, "-c", "import sys; print(sys.argv[1:])", *words])
         assert (0, str(words)) == (result.status, result.text)
 
-    def test_status_and_both_outputs(self, session):
-        """As a local subprocess gives them; a signal is 128 and its number."""
+    def test_status_and_both_outputs(self, session, engine):
+        """As a local subprocess gives them; a signal is 128 and its number, which ssh does not pass on."""
         result = session.run("echo out; echo err >&2; exit 7")
         assert (7, b"out\n", b"err\n") == (result.status, result.stdout, result.stderr)
-        assert 137 == session.run("kill -9 $$").status
+        assert (137 if engine == "paramiko" else 255) == session.run("kill -9 $$").status
 
     def test_input_goes_in_whole(self, session):
         """A megabyte through cat, more than a pipe holds, comes back equal."""
@@ -115,10 +121,10 @@ class TestStart:
             with pytest.raises(RemoteCommandError, match="reads no more input"):
                 process.write(b"x", 30)
 
-    def test_the_end_of_the_link_is_no_end_of_output(self, box):
+    def test_the_end_of_the_link_is_no_end_of_output(self, box, engine):
         """A cut raises: half an output is never taken for the whole."""
         with (
-            connect("box", config=box.config, ask=None) as session,
+            connect("box", config=box.config, ask=None, engine=engine) as session,
             session.start("echo half; read go; kill -9 $PPID; sleep 60") as process,
         ):
             assert b"half\n" == process.read(100, 30)
@@ -128,30 +134,32 @@ class TestStart:
             with pytest.raises(UnreachableError, match="broke while"):
                 process.wait(30)
 
-    def test_an_unread_output_is_bounded(self, session):
+    def test_an_unread_output_is_bounded(self, box):
         """A command that nobody reads is held up by the window, not kept in memory."""
-        with session.start(["cat", "/dev/zero"]) as process:
+        with connect("box", config=box.config, ask=None) as session, session.start(["cat", "/dev/zero"]) as process:
             time.sleep(1)
-            assert sum(map(len, process._kept)) <= 64 << 20
+            assert 0 < sum(map(len, process._kept)) <= 64 << 20
             assert "ok" == session.run(["echo", "ok"]).text
 
 
 class TestSession:
-    def test_facts(self, session, box):
-        """AES-GCM, strict key exchange, the key of the host and the login are on record."""
+    def test_facts(self, session, engine):
+        """What carries it is on record; of our own connection also AES-GCM, strict key exchange and the login."""
         facts = session.facts
-        assert "aes128-gcm@openssh.com" == facts["cipher"]
-        assert facts["strict_kex"]
-        assert ["publickey id_ed25519"] == facts["login"]
+        assert {"paramiko": "paramiko", "ssh": "the system's ssh"}[engine] == facts["carrier"]
+        if engine == "paramiko":
+            assert "aes128-gcm@openssh.com" == facts["cipher"]
+            assert facts["strict_kex"]
+            assert ["publickey id_ed25519"] == facts["login"]
 
     def test_round_trip_is_measured(self, session):
         """A want-reply request, answered."""
         assert 0 < session.round_trip() < 5
 
-    def test_close_is_idempotent_and_leaves_no_thread(self, box):
+    def test_close_is_idempotent_and_leaves_no_thread(self, box, engine):
         """After close nothing of ours runs, and the session says so."""
         before = set(threading.enumerate())
-        with connect("box", config=box.config, ask=None) as session:
+        with connect("box", config=box.config, ask=None, engine=engine) as session:
             assert session.alive
         session.close()
         assert not session.alive
@@ -162,11 +170,11 @@ class TestSession:
         with pytest.raises(UnreachableError, match="it was closed"):
             session.run(["true"])
 
-    def test_a_silent_peer_is_seen_within_twelve_seconds(self, box):
+    def test_a_silent_peer_is_seen_within_twelve_seconds(self, box, engine):
         """A server that is stopped, with its socket open, is given up: stock paramiko waits for ever."""
         import signal
 
-        with connect("box", config=box.config, ask=None) as session:
+        with connect("box", config=box.config, ask=None, engine=engine) as session:
             mine = int(session.run("echo $PPID").text)
             os.kill(mine, signal.SIGSTOP)
             try:
@@ -177,12 +185,12 @@ class TestSession:
             finally:
                 os.kill(mine, signal.SIGKILL)
             assert seen < 13
-            with pytest.raises(UnreachableError, match=r"no answer for 1[01] s"):
+            with pytest.raises(UnreachableError, match=r"no answer for 1[01] s|Timeout, server .* not responding"):
                 session.run(["true"])
 
-    def test_a_cut_in_a_command_is_said(self, box):
+    def test_a_cut_in_a_command_is_said(self, box, engine):
         """The server goes away while a command runs: the cause, at once, and exit code 3."""
-        with connect("box", config=box.config, ask=None) as session:
+        with connect("box", config=box.config, ask=None, engine=engine) as session:
             mine = session.run("echo $PPID").text
             with pytest.raises(UnreachableError, match="broke while") as caught:
                 session.run(f"kill -9 {mine}; sleep 60", timeout_s=30)

@@ -69,10 +69,16 @@ def box(tmp_path_factory):
         yield box
 
 
+@pytest.fixture(params=["paramiko", "ssh"])
+def engine(request):
+    """What carries the session: every test that asks for it runs over both."""
+    return request.param
+
+
 @pytest.fixture
-def session(box):
+def session(box, engine):
     """A session of the test's own."""
-    with connect("box", config=box.config, ask=None) as session:
+    with connect("box", config=box.config, ask=None, engine=engine) as session:
         yield session
 
 
@@ -213,9 +219,9 @@ class TestLink:
                 assert b"after" == talk(fwd.local_port, b"after")
             assert session.alive
 
-    def test_the_port_is_held_while_the_server_is_away(self, tmp_path, echo):
+    def test_the_port_is_held_while_the_server_is_away(self, tmp_path, echo, engine):
         """Nobody else can take the local port; the connection that waits is served when sshd is back."""
-        with running(tmp_path / "own") as box, connect("box", config=box.config, ask=None) as session, \
+        with running(tmp_path / "own") as box, connect("box", config=box.config, ask=None, engine=engine) as session, \
                 forward(session, echo, wait_s=WAIT_S) as fwd:  # fmt: skip
             box.stop()
             until(lambda: not session.alive, "the loss is not noticed")
@@ -227,19 +233,19 @@ class TestLink:
                 box.start()
                 assert b"patience" == line.recv(100)
 
-    def test_waiting_has_an_end(self, tmp_path, echo):
+    def test_waiting_has_an_end(self, tmp_path, echo, engine):
         """A connection that waited as long as it may is closed, and the cause is on record."""
-        with running(tmp_path / "own") as box, connect("box", config=box.config, ask=None) as session, \
+        with running(tmp_path / "own") as box, connect("box", config=box.config, ask=None, engine=engine) as session, \
                 forward(session, echo, wait_s=0.3) as fwd:  # fmt: skip
             box.stop()
             until(lambda: not session.alive, "the loss is not noticed")
             assert b"" == talk(fwd.local_port, b"x")
             assert "lost" in fwd.failed
 
-    def test_a_changed_key_ends_it_for_good(self, tmp_path, echo):
+    def test_a_changed_key_ends_it_for_good(self, tmp_path, echo, engine):
         """A server that comes back with another key is not connected to, and not tried again."""
         with running(tmp_path / "own", kinds=("ed25519", "ecdsa")) as box, \
-                connect("box", config=box.config, ask=None) as session, forward(session, echo) as fwd:  # fmt: skip
+                connect("box", config=box.config, ask=None, engine=engine) as session, forward(session, echo) as fwd:  # fmt: skip
             box.stop()
             box.host_keys = box.host_keys[1:]
             box.start()

@@ -12,9 +12,9 @@ import subprocess
 import tempfile
 import threading
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
-from nbkit.errors import NbkitError, UnreachableError
+from nbkit.errors import NbkitError, SshConfigError, UnreachableError
 from nbkit.ssh.keys import Ask, Keyring
 from nbkit.ssh.known_hosts import Key, known_types
 from nbkit.ssh.resolve import resolve
@@ -25,6 +25,7 @@ from nbkit.ssh.trust import verify
 if TYPE_CHECKING:
     from nbkit.ssh.engine import Engine
     from nbkit.ssh.session import Session
+    from nbkit.ssh.system import SystemEngine
 
 DIAL_S = 15.0  # name and TCP
 HELLO_S = 15.0  # version banner, and again key exchange
@@ -33,7 +34,12 @@ CHANNEL_S = 20.0
 
 
 def connect(
-    host: str | Route, *, config: str | Path | None = None, ask: Ask | str | None = "auto", timeout_s: float = DIAL_S
+    host: str | Route,
+    *,
+    config: str | Path | None = None,
+    ask: Ask | str | None = "auto",
+    timeout_s: float = DIAL_S,
+    engine: Literal["auto", "paramiko", "ssh"] = "auto",
 ) -> Session:
     """Open a session on `host`, through its jump hosts.
 
@@ -43,6 +49,7 @@ def connect(
         ask: Asked for passphrases, passwords and codes, as `ask(prompt, may_be_seen)`; None for nobody; "auto" asks on
             a terminal or in the notebook.
         timeout_s: For each hop's name and TCP connection; ConnectTimeout in ssh_config has the last word.
+        engine: What carries it; "auto" is paramiko, and the system's ssh where the route needs it and it is installed.
 
     Raises: HostNameError (2), SshConfigError (1), UnreachableError (3), HostKeyError and AuthenticationError (4).
     """
@@ -51,7 +58,10 @@ def connect(
     route = host if isinstance(host, Route) else resolve(host, config=config)
     asker = default_ask() if ask == "auto" else ask
     assert asker is None or callable(asker)
-    return Session(route, ask=asker, timeout_s=timeout_s)
+    if engine == "ssh" and not shutil.which("ssh"):
+        raise SshConfigError("ssh is not installed here.", hint="apt install openssh-client")
+    system = engine == "ssh" or (engine == "auto" and bool(route.needs_ssh) and shutil.which("ssh") is not None)
+    return Session(route, ask=asker, timeout_s=timeout_s, system=system)
 
 
 def default_ask() -> Ask | None:
@@ -83,13 +93,7 @@ def key_of(route: Route) -> tuple[Key, str]:
             engines.append(_arrive(route, hop, engines, None, DIAL_S)[0])
         engine, address = _greet(route, route.target, engines, DIAL_S)
         engines.append(engine)
-        return host_key(engine), address
-
-
-def host_key(engine: Engine) -> Key:
-    """The key the server proved to hold."""
-    key = engine.get_remote_server_key()
-    return Key(key.get_name(), key.asbytes())
+        return engine.shown_key, address
 
 
 def arrive_all(
@@ -114,13 +118,27 @@ def arrive_all(
     return engines, methods
 
 
+def by_ssh(route: Route, ask: Ask | None, timeout_s: float) -> SystemEngine:
+    """Have the system's ssh make the connection.
+
+    Raises: as `connect`.
+    """
+    from nbkit.ssh.system import SystemEngine
+
+    certified = any("certificate authority" in need for need in route.needs_ssh)
+    if len(route.hops) == 1 and not certified and not route.target.control_path and not route.target.proxy_command:
+        # ssh would refuse it as well; our words say how to trust it.
+        verify(route.asked, route.target, *key_of(route))
+    return SystemEngine(route, ask, timeout_s)
+
+
 def _arrive(route: Route, hop: Hop, before: list[Engine], ring: Keyring | None, timeout_s: float) -> tuple[Engine, str]:
     from nbkit.ssh.login import Login
 
     engine, address = _greet(route, hop, before, timeout_s)
     ring = ring or Keyring(hop, None)
     try:
-        verify(route.asked if hop is route.target else hop.alias, hop, host_key(engine), address)
+        verify(route.asked if hop is route.target else hop.alias, hop, engine.shown_key, address)
         method = Login(engine, hop, ring, ring.ask, timeout_s=LOGIN_S).run()
         engine.serve()
         _hold_nodelay(engine)
@@ -141,7 +159,7 @@ def _greet(route: Route, hop: Hop, before: list[Engine], timeout_s: float) -> tu
     sock, address, proxy_said = _dial(hop, before, hop.connect_timeout_s or timeout_s)
     files = (*hop.known_hosts, *hop.global_known_hosts)
     types = known_types(hop.hostname, hop.port, files, alias=hop.host_key_alias)
-    engine = Engine(sock, key_types=types)
+    engine = Engine(sock, str(hop), key_types=types)
     engine.banner_timeout = engine.handshake_timeout = HELLO_S
     place = str(hop)
     if len(route.hops) > 1:
@@ -191,7 +209,7 @@ def _hold_nodelay(engine: Engine) -> None:
 
 def _dial(hop: Hop, before: list[Engine], timeout_s: float) -> tuple[Any, str, Any]:
     """A connected socket, the address, and what a proxy has to say when it goes wrong."""
-    from nbkit.ssh.session import direct_tcp
+    from nbkit.ssh.engine import direct_tcp
 
     if before:
         try:

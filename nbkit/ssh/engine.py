@@ -20,6 +20,8 @@ from paramiko.message import Message
 from paramiko.ssh_exception import ChannelException, SSHException
 from paramiko.transport import Transport
 
+from nbkit.ssh.known_hosts import Key
+from nbkit.ssh.process import ChannelProcess
 from nbkit.ssh.stream import PACKET, WINDOW, Sink, Stream
 from nbkit.ssh.text import plain
 from nbkit.ssh.wire import Wire
@@ -36,6 +38,7 @@ class Engine(Transport):  # type: ignore[misc]  # paramiko is not typed
     """One SSH connection over `sock`.
 
     Attributes:
+        place: The host, as errors name it.
         lost: Why the connection ended; empty while it lives.
         farewell: What the server said when it hung up, harmless to print.
         rtt_s: The shortest round trip seen; 0 before the first.
@@ -51,11 +54,12 @@ class Engine(Transport):  # type: ignore[misc]  # paramiko is not typed
     )
     _CLIENT_ID = "nbkit"
 
-    def __init__(self, sock: Any, *, key_types: list[str] | None = None) -> None:
+    def __init__(self, sock: Any, place: str = "", *, key_types: list[str] | None = None) -> None:
         super().__init__(sock, default_window_size=WINDOW, default_max_packet_size=PACKET, packetizer_class=Wire)
         logger = logging.getLogger("paramiko")
         if not logger.handlers:
             logger.addHandler(logging.NullHandler())  # or Python prints its errors, and ours say the same better
+        self.place = place
         self.lost = ""
         self.farewell = ""
         self.rtt_s = 0.0
@@ -68,6 +72,7 @@ class Engine(Transport):  # type: ignore[misc]  # paramiko is not typed
         self._ended: list[Callable[[], None]] = []
         self.held: Stream | None = None
         self._over = threading.Event()
+        self.packetizer.deliver = self._deliver
         self._channel_handler_table = {
             number: _method(handler.__name__)
             for number, handler in Transport._channel_handler_table.items()  # noqa: SLF001 - a table of functions, no hook
@@ -156,6 +161,19 @@ class Engine(Transport):  # type: ignore[misc]  # paramiko is not typed
             raise SSHException("The server asks for more replies than it reads")
         self._outbox.put(item)
 
+    def soon(self, m: Message) -> None:
+        """Send a small message at once if that makes nobody wait, else have the writer do it."""
+        sent = False
+        if self.clear_to_send_lock.acquire(blocking=False):  # held while keys are exchanged
+            try:
+                sent = self.clear_to_send.is_set() and self.packetizer.try_payload(m.asbytes())
+            except EOFError:
+                sent = True  # the connection has ended: whoever reads it says so
+            finally:
+                self.clear_to_send_lock.release()
+        if not sent:
+            self.later(m)
+
     def send(self, m: Message) -> None:
         """Send now; waits while keys are exchanged."""
         self._send_user_message(m)
@@ -179,6 +197,14 @@ class Engine(Transport):  # type: ignore[misc]  # paramiko is not typed
                 raise SSHException("Key exchange took too long")
 
     # -- channels
+
+    def _deliver(self, number: int, data: memoryview) -> bool:
+        """Channel data, past paramiko's loop; not where that waits for a packet of its own."""
+        stream = self._streams.get(number)
+        if stream is None or self._expected_packet:
+            return False
+        stream.arrived(data)
+        return True
 
     def open_stream(self, kind: str, extra: bytes, opened: Opened, sink: Sink | None = None) -> Stream:
         """Ask for a channel and return at once; `opened` is told on the transport's thread, with an error or None."""
@@ -223,6 +249,38 @@ class Engine(Transport):  # type: ignore[misc]  # paramiko is not typed
         """The server has closed its side too: the number is free."""
         self._streams.pop(stream.chanid, None)
         self._channels.delete(stream.chanid)
+
+    def reach(self, remote: int | str, opened: Opened, sink: Sink) -> Stream:
+        """A connection to a port of the host's loopback or to a socket there; `opened` as for open_stream."""
+        if isinstance(remote, str):
+            return self.open_stream("direct-streamlocal@openssh.com", direct_unix(remote), opened, sink)
+        return self.open_stream("direct-tcpip", direct_tcp("127.0.0.1", remote), opened, sink)
+
+    def execute(self, line: str, *, stderr_bytes: int, timeout_s: float) -> ChannelProcess:
+        """Start a command.
+
+        Raises: ChannelException where the host takes no more; SSHException, TimeoutError.
+        """
+        process = ChannelProcess(line, self.place, stderr_bytes=stderr_bytes)
+        stream = self.open_wait("session", timeout_s=timeout_s, sink=process)
+        try:
+            stream.execute(line, timeout_s)
+        except BaseException:
+            stream.close()
+            raise
+        return process
+
+    def facts(self) -> dict[str, Any]:
+        """How the connection is secured."""
+        key = self.shown_key
+        return {"carrier": "paramiko", "cipher": self.local_cipher, "host_key": f"{key.type} {key.fingerprint}",
+                "server": plain(self.remote_version, 100), "strict_kex": self.agreed_on_strict_kex}  # fmt: skip
+
+    @property
+    def shown_key(self) -> Key:
+        """The key the server proved to hold."""
+        key = self.get_remote_server_key()
+        return Key(key.get_name(), key.asbytes())
 
     def _parse_channel_open_success(self, m: Message) -> None:
         number, theirs, window, packet = (m.get_int() for _ in range(4))
@@ -303,6 +361,21 @@ class Engine(Transport):  # type: ignore[misc]  # paramiko is not typed
     def _parse_disconnect(self, m: Message) -> None:
         m.get_int()
         self.farewell = plain(m.get_text())
+
+
+def _string(value: str) -> bytes:
+    data = value.encode()
+    return len(data).to_bytes(4) + data
+
+
+def direct_tcp(host: str, port: int) -> bytes:
+    """The open message of `direct-tcpip`: a TCP connection from the host onwards (RFC 4254, section 7.2)."""
+    return _string(host) + port.to_bytes(4) + _string("127.0.0.1") + (0).to_bytes(4)
+
+
+def direct_unix(path: str) -> bytes:
+    """The open message of `direct-streamlocal@openssh.com`: a Unix socket on the host (OpenSSH PROTOCOL, section 2.4)."""
+    return _string(path) + _string("") + (0).to_bytes(4)
 
 
 def _method(name: str) -> Callable[[Stream, Message], None]:

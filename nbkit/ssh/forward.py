@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from nbkit.errors import NbkitError, UnreachableError
-from nbkit.ssh.session import Session, direct_tcp, direct_unix
+from nbkit.ssh.session import Session
 
 if TYPE_CHECKING:
     from nbkit.ssh.pump import Pump
@@ -32,16 +32,11 @@ class Forward:
         from nbkit.ssh.pump import Pump
 
         self.session, self.remote = session, remote
-        kind, extra = (
-            ("direct-streamlocal@openssh.com", direct_unix(remote))
-            if isinstance(remote, str)
-            else ("direct-tcpip", direct_tcp("127.0.0.1", remote))
-        )
         listener = _bound(local_port)
         self.local_port = int(listener.getsockname()[1])
         self._lock = threading.Lock()
         self._closed = False
-        self._pump: Pump = Pump(listener, session, kind, extra, wait_s=wait_s, any_user=any_user)
+        self._pump: Pump = Pump(listener, session, remote, wait_s=wait_s, any_user=any_user)
         session.hold(self._pump.link_changed)
         self._pump.start()
 

@@ -137,6 +137,18 @@ def known_types(host: str, port: int, paths: Iterable[str], *, alias: str = "") 
     return list(dict.fromkeys(found))
 
 
+def only_certified(host: str, port: int, paths: Iterable[str], *, alias: str = "") -> bool:
+    """True where a @cert-authority line covers the host and no key of its own is known; a file that cannot be read says no."""
+    paths = list(paths)
+    try:
+        if known_types(host, port, paths, alias=alias):
+            return False
+        name = alias or (host if port == 22 else f"[{host}]:{port}")
+        return any(entry.marker == "cert-authority" for path in paths for entry in _entries(path, name, []))
+    except HostKeyError:
+        return False
+
+
 def _entries(path: str, name: str, warnings: list[str]) -> Iterator[Entry]:
     try:
         content = Path(path).read_bytes()

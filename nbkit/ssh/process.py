@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from nbkit.errors import NbkitError, RemoteCommandError, UnreachableError
 from nbkit.ssh.text import plain
@@ -115,7 +115,7 @@ class ChannelProcess:
 
     # -- the transport's thread
 
-    def attach(self, stream: Stream) -> None:
+    def attach(self, stream: Any) -> None:
         """The channel is about to be asked for."""
         self._stream = stream
 
@@ -123,7 +123,7 @@ class ChannelProcess:
         """Output."""
         with self._state:
             if not self._discard:
-                self._kept.append(view)
+                self._kept.append(memoryview(bytes(view)))
                 self._state.notify_all()
                 return
         self.stream.consumed(len(view))

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nbkit.errors import NbkitError
 from nbkit.ssh import peers
@@ -22,6 +22,7 @@ from nbkit.ssh.session import Session
 from nbkit.ssh.text import said
 
 if TYPE_CHECKING:
+    from nbkit.ssh.sockets import SocketStream
     from nbkit.ssh.stream import Stream
 
 _READ_BYTES = 256 * 1024
@@ -34,7 +35,7 @@ class Connection:
 
     def __init__(self, sock: socket.socket, pump: Pump, until: float) -> None:
         self.sock, self.pump, self.until = sock, pump, until
-        self.stream: Stream | None = None
+        self.stream: Stream | SocketStream | None = None
         self.open = False  # the channel stands
         self.pending = memoryview(b"")  # read here, not sent yet
         self.local_end = False
@@ -46,7 +47,7 @@ class Connection:
 
     # -- the transport's thread
 
-    def attach(self, stream: Stream) -> None:
+    def attach(self, stream: Any) -> None:
         """The channel is about to be asked for; on the pump's thread."""
         self.stream = stream
 
@@ -63,23 +64,28 @@ class Connection:
 
     def data(self, view: memoryview) -> None:
         """Bytes from the host."""
+        done = 0
         with self._lock:
             if self.gone:
                 return
-            taken = 0
-            if not self._kept:
+            idle = not self._kept
+            if not idle:
+                self._kept.append(memoryview(bytes(view)))
+                done = self._flush()
+            else:
                 try:
-                    taken = self.sock.send(view)
+                    done = self.sock.send(view)
                 except BlockingIOError:
                     pass
                 except OSError:
                     self._drop()
                     return
-            if taken < len(view):
-                self._kept.append(view[taken:])
+                if done < len(view):
+                    self._kept.append(memoryview(bytes(view[done:])))
+            if idle and self._kept:
                 self.pump.touch(self)
-        if taken and self.stream is not None:
-            self.stream.consumed(taken)
+        if done and self.stream is not None:
+            self.stream.consumed(done)
 
     def error_data(self, view: memoryview) -> None:
         """A forward has no stderr: what a server sends as such is dropped."""
@@ -111,22 +117,26 @@ class Connection:
 
     def drain(self) -> None:
         """Write what was kept, as far as the local socket takes it."""
-        done = 0
         with self._lock:
-            try:
-                while self._kept:
-                    taken = self.sock.send(self._kept[0])
-                    done += taken
-                    if taken == len(self._kept[0]):
-                        self._kept.popleft()
-                    else:
-                        self._kept[0] = self._kept[0][taken:]
-            except BlockingIOError:
-                pass
-            except OSError:
-                self._drop()
+            done = self._flush()
         if done and self.stream is not None:
             self.stream.consumed(done)
+
+    def _flush(self) -> int:
+        done = 0
+        try:
+            while self._kept:
+                taken = self.sock.send(self._kept[0])
+                done += taken
+                if taken == len(self._kept[0]):
+                    self._kept.popleft()
+                else:
+                    self._kept[0] = self._kept[0][taken:]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._drop()
+        return done
 
     @property
     def kept(self) -> bool:
@@ -143,12 +153,12 @@ class Pump(threading.Thread):
     """
 
     def __init__(
-        self, listener: socket.socket, session: Session, kind: str, extra: bytes, *, wait_s: float, any_user: bool
+        self, listener: socket.socket, session: Session, remote: int | str, *, wait_s: float, any_user: bool
     ) -> None:
         super().__init__(name=f"nbkit-ssh-forward-{listener.getsockname()[1]}", daemon=True)
         self.refused = 0
         self.failed = ""
-        self._listener, self._session, self._kind, self._extra = listener, session, kind, extra
+        self._listener, self._session, self._remote = listener, session, remote
         self._wait_s, self._check = wait_s, not any_user and peers.can_tell()
         self._touched: deque[Connection] = deque()
         self._all: set[Connection] = set()
@@ -257,7 +267,7 @@ class Pump(threading.Thread):
                 self._end(connection)
                 continue
             self._waiting.popleft()
-            engine.open_stream(self._kind, self._extra, connection.opened, connection)
+            engine.reach(self._remote, connection.opened, connection)
 
     def _read(self, connection: Connection) -> None:
         try:

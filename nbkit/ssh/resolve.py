@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from nbkit.errors import HostNameError, SshConfigError
 from nbkit.ssh import config as own
+from nbkit.ssh.known_hosts import only_certified
 from nbkit.ssh.route import Destination, Hop, Route, parse, valid_host, valid_user
 from nbkit.ssh.tokens import expand, expand_path, home, local_user, table
 
@@ -47,7 +49,7 @@ def resolve(
     reasons: list[str] = []
     hops = _hops(wanted, ask, reasons, proxied=True, depth=0, already_expanded=binary is not None)
     source = "ssh -G" if binary else f"nbkit's own reader of {chosen or '~/.ssh/config'}"
-    return Route(host, tuple(hops), source, tuple(reasons))
+    return Route(host, tuple(hops), source, tuple(reasons), chosen)
 
 
 def _hops(
@@ -184,7 +186,7 @@ def _hop(wanted: Destination, facts: Facts, already_expanded: bool) -> Hop:
         chosen = [expand_path(text, None if expanded else tokens, what=f"{wanted.host}: {name}") for text in texts]
         return tuple(dict.fromkeys(path for path in chosen if path.lower() != "none"))
 
-    return Hop(
+    hop = Hop(
         alias=wanted.host, hostname=hostname, port=port, user=user,
         identity_files=files("identityfile", expanded=False, default=_SAFE_DEFAULT_KEYS),
         certificate_files=files("certificatefile", expanded=False),
@@ -203,8 +205,9 @@ def _hop(wanted: Destination, facts: Facts, already_expanded: bool) -> Hop:
         methods=tuple(name for name, option in (("publickey", "pubkeyauthentication"),
                                                ("keyboard-interactive", "kbdinteractiveauthentication"),
                                                ("password", "passwordauthentication")) if yes(option, default=True)),
-        unsupported=tuple(_unsupported(one)),
+        unsupported=tuple(_unsupported(one)), control_path=_open_socket(one("controlpath")),
     )  # fmt: skip
+    return replace(hop, needs_ssh=tuple(_needs_ssh(hop, one)))
 
 
 def _names(value: str, name: str, expanded: bool) -> list[str]:
@@ -247,3 +250,37 @@ def _unsupported(one: Callable[[str], str]) -> list[str]:
     if one("pkcs11provider"):
         found.append("PKCS11Provider: load the token into an agent (ssh-add -s)")
     return found
+
+
+def _needs_ssh(hop: Hop, one: Callable[[str], str]) -> Iterator[str]:
+    """What paramiko cannot do and ssh can."""
+    if hop.control_path:
+        yield f"its connection at {hop.control_path} is open already (ControlMaster)"
+    if one("pkcs11provider"):
+        yield "PKCS11Provider"
+    if one("gssapiauthentication") == "yes" and _has_ticket():  # distributions switch it on for everybody
+        yield "GSSAPIAuthentication, with a Kerberos ticket here"
+    for path in hop.identity_files:
+        if _public_type(path).startswith("sk-"):
+            yield f"the key {path} is on a security key"
+    if only_certified(hop.hostname, hop.port, (*hop.known_hosts, *hop.global_known_hosts), alias=hop.host_key_alias):
+        yield "the host is known by a certificate authority"
+
+
+def _open_socket(path: str) -> str:
+    return path if path and Path(path).is_socket() else ""
+
+
+def _has_ticket() -> bool:
+    cache = os.environ.get("KRB5CCNAME", "")
+    kind, colon, path = cache.partition(":")
+    if cache and colon and kind not in {"FILE", "DIR"}:
+        return True
+    return Path((path if colon else cache) or f"/tmp/krb5cc_{os.getuid()}").exists()  # noqa: S108 - Kerberos' own place
+
+
+def _public_type(path: str) -> str:
+    try:
+        return Path(f"{path}.pub").read_text(errors="replace").partition(" ")[0] if Path(path).exists() else ""
+    except OSError:
+        return ""

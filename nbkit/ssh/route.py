@@ -37,7 +37,9 @@ class Hop:
         revoked_keys: File of keys that are never accepted; empty for none.
         proxy_command: Command whose stdin and stdout are the connection; empty for TCP. First hop only.
         methods: Ways to authenticate that the configuration allows.
-        unsupported: What the configuration asks for and this engine cannot do, a sentence each.
+        unsupported: What the configuration asks for and paramiko cannot do, a sentence each.
+        needs_ssh: What only the system's ssh can do of it, a phrase each.
+        control_path: Where a ControlMaster listens that the user has open; empty for nowhere.
     """
 
     alias: str
@@ -59,6 +61,8 @@ class Hop:
     connect_timeout_s: float = 0.0
     methods: tuple[str, ...] = ("publickey", "keyboard-interactive", "password")
     unsupported: tuple[str, ...] = ()
+    needs_ssh: tuple[str, ...] = ()
+    control_path: str = ""
 
     @property
     def known_name(self) -> str:
@@ -82,12 +86,19 @@ class Route:
         hops: At least one.
         source: What answered: `ssh -G`, or nbkit's own reader and its file.
         reasons: Why the route is as it is, a sentence each.
+        config: File in place of the user's ssh_config, as ssh's -F takes it; empty for none.
     """
 
     asked: str
     hops: tuple[Hop, ...]
     source: str
     reasons: tuple[str, ...] = field(default=())
+    config: str = ""
+
+    @property
+    def needs_ssh(self) -> tuple[str, ...]:
+        """Why the system's ssh has to carry it; empty where paramiko can."""
+        return tuple(dict.fromkeys(need for hop in self.hops for need in hop.needs_ssh))
 
     @property
     def target(self) -> Hop:

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 from nbkit.errors import AuthenticationError, HostKeyError, NbkitError, RemoteCommandError, UnreachableError
 from nbkit.ssh.keys import Ask, Keyring, Remember
-from nbkit.ssh.process import STDERR_BYTES, ChannelProcess, Process, TooLateError, ended, late
+from nbkit.ssh.process import STDERR_BYTES, Process, TooLateError, ended, late
 from nbkit.ssh.route import Route
 from nbkit.ssh.text import plain, said
 
 if TYPE_CHECKING:
     from nbkit.ssh.engine import Engine
+    from nbkit.ssh.system import SystemEngine
+
+    Connection = Engine | SystemEngine
 
 _MOST_OUTPUT = 16 * 1024 * 1024
 _READ_BYTES = 256 * 1024
@@ -49,13 +52,14 @@ class Session:
         error: Why the session is over for good; None while it lives or is being made again.
     """
 
-    def __init__(self, route: Route, *, ask: Ask | None, timeout_s: float) -> None:
+    def __init__(self, route: Route, *, ask: Ask | None, timeout_s: float, system: bool = False) -> None:
         self.route = route
         self.error: NbkitError | None = None
         self.methods: list[str] = []
         self._ask, self._timeout_s = Remember(ask) if ask else None, timeout_s
+        self._system = system
         self._rings: dict[int, Keyring] = {}
-        self._engines: list[Engine] = []
+        self._engines: list[Connection] = []
         self._state = threading.Condition()
         self._closed = threading.Event()
         self._holders = 0
@@ -66,9 +70,13 @@ class Session:
     # -- life
 
     def _open(self) -> None:
-        from nbkit.ssh.connect import arrive_all
+        from nbkit.ssh.connect import arrive_all, by_ssh
 
-        engines, methods = arrive_all(self.route, self._rings, self._ask, self._timeout_s)
+        engines: list[Connection]
+        if self._system:
+            engines, methods = [by_ssh(self.route, self._ask, self._timeout_s)], ["as ssh does"]
+        else:
+            engines, methods = arrive_all(self.route, self._rings, self._ask, self._timeout_s)  # type: ignore[assignment]
         with self._state:
             self._engines, self.methods = engines, methods
             gone = self._closed.is_set()
@@ -79,7 +87,7 @@ class Session:
         engines[-1].on_end(lambda: self._lost(engines))
         self._tell()
 
-    def _lost(self, engines: list[Engine]) -> None:
+    def _lost(self, engines: list[Connection]) -> None:
         """On the transport's thread: the connection ended."""
         with self._state:
             if self._engines is not engines:
@@ -119,7 +127,7 @@ class Session:
                     return
 
     @staticmethod
-    def _drop(engines: list[Engine]) -> None:
+    def _drop(engines: list[Connection]) -> None:
         for engine in reversed(engines):
             engine.give_up("closed here")
 
@@ -148,7 +156,7 @@ class Session:
         return bool(engines) and all(engine.active for engine in engines)
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> Connection:
         """The connection to the target.
 
         Raises: UnreachableError when it is lost, or the error that ended the session for good.
@@ -206,14 +214,9 @@ class Session:
     @property
     def facts(self) -> dict[str, Any]:
         """How the connection is secured and reached, for a record or `--json`."""
-        from nbkit.ssh.connect import host_key
-
-        engine = self.engine
-        key = host_key(engine)
         return {
-            "route": [str(hop) for hop in self.route.hops], "login": self.methods, "cipher": engine.local_cipher,
-            "host_key": f"{key.type} {key.fingerprint}", "server": plain(engine.remote_version, 100),
-            "strict_kex": engine.agreed_on_strict_kex, "source": self.route.source,
+            "route": [str(hop) for hop in self.route.hops], "login": self.methods, "source": self.route.source,
+            "why": list(self.route.needs_ssh) if self._system else [], **self.engine.facts(),
         }  # fmt: skip
 
     def round_trips(self, timeout_s: float = 10.0) -> list[float]:
@@ -259,9 +262,8 @@ class Session:
         if "\0" in line:
             raise RemoteCommandError("A command with a NUL character cannot be run.", hint="remove it", exit_code=2)
         host = str(self.route.target)
-        process = ChannelProcess(line, host, stderr_bytes=stderr_bytes)
         try:
-            stream = self.engine.open_wait("session", timeout_s=timeout_s, sink=process)
+            return self.engine.execute(line, stderr_bytes=stderr_bytes, timeout_s=timeout_s)
         except NbkitError:
             raise
         except ChannelException as error:
@@ -269,15 +271,7 @@ class Session:
                 f"{host} runs no command: {said(error)}.", hint="too many at once (MaxSessions), or it is not allowed"
             ) from error
         except Exception as error:
-            raise UnreachableError(
-                f"{host} opened no channel: {plain(str(error))}.", hint="check the network"
-            ) from error
-        try:
-            stream.execute(line, timeout_s)
-        except Exception as error:
-            stream.close()
             raise ended(host, line, plain(str(error))) from error
-        return process
 
     def run(
         self,
@@ -327,18 +321,3 @@ def _feed(process: Process, content: bytes) -> None:
     with contextlib.suppress(NbkitError):  # the command may end before it has read all: its own business
         process.write(content)
         process.close_stdin()
-
-
-def _string(value: str | bytes) -> bytes:
-    data = value.encode() if isinstance(value, str) else value
-    return len(data).to_bytes(4) + data
-
-
-def direct_tcp(host: str, port: int) -> bytes:
-    """The open message of `direct-tcpip`: a TCP connection from the host onwards (RFC 4254, section 7.2)."""
-    return _string(host) + port.to_bytes(4) + _string("127.0.0.1") + (0).to_bytes(4)
-
-
-def direct_unix(path: str) -> bytes:
-    """The open message of `direct-streamlocal@openssh.com`: a Unix socket on the host (OpenSSH PROTOCOL, section 2.4)."""
-    return _string(path) + _string("") + (0).to_bytes(4)

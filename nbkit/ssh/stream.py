@@ -30,11 +30,11 @@ _ACKS = 8  # a window
 class Sink(Protocol):
     """Where a stream's data goes. Every method but `attach` is called on the transport's thread and must not block."""
 
-    def attach(self, stream: Stream) -> None:
+    def attach(self, stream: Any) -> None:
         """The stream is made, and about to be asked for."""
 
     def data(self, view: memoryview) -> None:
-        """Bytes came; say `stream.consumed(n)` when they have gone on."""
+        """Bytes came, in a view that holds only during the call; say `stream.consumed(n)` when they have gone on."""
 
     def error_data(self, view: memoryview) -> None:
         """Bytes of stderr came; as `data`."""
@@ -72,26 +72,29 @@ class Stream(Channel):  # type: ignore[misc]  # paramiko is not typed
     # -- what the server sends; the transport's thread
 
     def _feed(self, m: Any) -> None:
-        data = m.get_binary()
-        with self._owed_lock:
-            self._granted -= len(data)
-        if self._granted < 0:
-            raise SSHException("The server sent more than it was allowed to (channel window)")
+        self.arrived(memoryview(m.get_binary()))
+
+    def arrived(self, data: memoryview) -> None:
+        """Channel data, valid during the call."""
+        self._count(len(data))
         if self.closed:
             return
         if self.sink is not None:
-            self.sink.data(memoryview(data))
+            self.sink.data(data)
         else:
             self.in_buffer.feed(bytes(data))
+
+    def _count(self, n: int) -> None:
+        with self._owed_lock:
+            self._granted -= n
+        if self._granted < 0:
+            raise SSHException("The server sent more than it was allowed to (channel window)")
 
     def _feed_extended(self, m: Message) -> None:
         code, data = m.get_int(), m.get_binary()
         if code != 1:
             return
-        with self._owed_lock:
-            self._granted -= len(data)
-        if self._granted < 0:
-            raise SSHException("The server sent more than it was allowed to (channel window)")
+        self._count(len(data))
         if self.closed:
             return
         if self.sink is not None:
@@ -225,7 +228,7 @@ class Stream(Channel):  # type: ignore[misc]  # paramiko is not typed
                 return
             owed, self._owed = self._owed + self._growth(self._owed), 0
             self._granted += owed
-        self.engine.later(_message(cMSG_CHANNEL_WINDOW_ADJUST, self.remote_chanid, owed))
+        self.engine.soon(_message(cMSG_CHANNEL_WINDOW_ADJUST, self.remote_chanid, owed))
 
     def _growth(self, passed: int) -> int:
         """What the window grows by, once for each window that passed: to twice what the link holds at this speed."""
@@ -238,6 +241,12 @@ class Stream(Channel):  # type: ignore[misc]  # paramiko is not typed
         self._passed = 0
         self._window += max(0, more)
         return max(0, more)
+
+    def recv_into(self, view: memoryview) -> int:
+        """As a socket's: a connection to the next hop reads itself through this."""
+        data: bytes = self.recv(len(view))
+        view[: len(data)] = data
+        return len(data)
 
     def _check_add_window(self, n: int) -> int:
         owed = int(super()._check_add_window(n))

@@ -1,17 +1,19 @@
 """Packets on the wire: paramiko's packet layer with its own buffering, bounded sizes and a short way for AES-GCM.
 
 Stock paramiko reads a packet in two to four system calls and copies it six times. Here one read takes what the kernel
-has, and a packet is decrypted straight out of it. Every other cipher goes paramiko's own way, over the same buffer.
+has into one buffer, a packet is decrypted straight out of it into another, and channel data is handed on from there.
+Every other cipher goes paramiko's own way, over the same buffer.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cryptography.exceptions import InvalidTag
@@ -19,36 +21,13 @@ from paramiko.message import Message
 from paramiko.packet import NeedRekeyException, Packetizer
 from paramiko.ssh_exception import SSHException
 
-_READ_BYTES = 256 * 1024
 _LARGEST_PACKET = 256 * 1024  # OpenSSH's PACKET_MAX_SIZE
+_LEAST_READ = 64 * 1024  # room for it is made before a read
 _LONGEST_LINE = 8192  # of the version banner
 _TAG = 16
 _CHANNEL_DATA = 94
-_DATA_HEAD = 10  # padding length, message number, channel, length
+_DATA_HEAD = 8  # channel, length
 _BLOCK = 16
-
-
-class ChannelData:
-    """A packet of channel data, read in place: paramiko's Message would copy it three times.
-
-    Attributes:
-        seqno: Its number, as paramiko has it on every message.
-    """
-
-    __slots__ = ("_end", "_plain", "seqno")
-
-    def __init__(self, plain: bytes, end: int) -> None:
-        if end < _DATA_HEAD or int.from_bytes(plain[6:10]) != end - _DATA_HEAD:
-            raise SSHException("A packet of channel data has a wrong length")
-        self._plain, self._end, self.seqno = plain, end, 0
-
-    def get_int(self) -> int:
-        """The channel's number; what paramiko asks for first."""
-        return int.from_bytes(self._plain[2:6])
-
-    def get_binary(self) -> memoryview:
-        """The data."""
-        return memoryview(self._plain)[_DATA_HEAD : self._end]
 
 
 class Wire(Packetizer):  # type: ignore[misc]  # paramiko is not typed
@@ -57,6 +36,8 @@ class Wire(Packetizer):  # type: ignore[misc]  # paramiko is not typed
     Attributes:
         heard: Raised at each read that brought bytes; a peer that says nothing leaves it as it is.
         banner_text: Lines that the server sent before its version, cut short.
+        deliver: Takes channel data, as the channel's number and a view that holds only while it runs; False where it
+            wants the packet to go paramiko's way.
     """
 
     # paramiko asks for new keys each 512 MB, and a channel that closes meanwhile can stop its thread for ever. AES-GCM
@@ -67,8 +48,12 @@ class Wire(Packetizer):  # type: ignore[misc]  # paramiko is not typed
     def __init__(self, sock: Any) -> None:
         super().__init__(sock)
         self._socket = sock
-        self._buffer = b""
-        self._at = 0
+        self.deliver: Callable[[int, memoryview], bool] = lambda *_: False
+        self._buffer = bytearray(3 * _LARGEST_PACKET)
+        self._view = memoryview(self._buffer)
+        self._at = self._end = 0  # what was read and not taken yet
+        self._plain = bytearray(_LARGEST_PACKET)
+        self._plain_view = memoryview(self._plain)
         self.heard = 0
         self.banner_text = ""
         self._open_engine: Any = None
@@ -76,6 +61,7 @@ class Wire(Packetizer):  # type: ignore[misc]  # paramiko is not typed
         self._seal_engine: Any = None
         self._seal_iv: tuple[bytes, int] = (b"", 0)
         self._seal_lock = threading.Lock()
+        self._sealed = bytearray()
         self._in_number = self._in_bytes = self._in_packets = self._out_bytes = self._out_packets = 0
 
     # -- reading
@@ -85,33 +71,38 @@ class Wire(Packetizer):  # type: ignore[misc]  # paramiko is not typed
 
         Raises: EOFError when the socket ended or was closed, or the handshake took too long.
         """
-        while len(self._buffer) - self._at < n:
+        while self._end - self._at < n:
             if self.handshake_timed_out():
                 raise EOFError
             try:
-                more = self._socket.recv(_READ_BYTES)
+                self._read(len(self._buffer))
             except TimeoutError:
                 if self.closed:
                     raise EOFError from None
-                if check_rekey and self._at == len(self._buffer) and self.need_rekey():
+                if check_rekey and self._at == self._end and self.need_rekey():
                     raise NeedRekeyException from None
-                continue
             except OSError:
                 if self.closed:
                     raise EOFError from None
                 raise
-            if not more:
-                raise EOFError
-            self.heard += 1
-            self._buffer = more if self._at == len(self._buffer) else self._buffer[self._at :] + more
-            self._at = 0
+
+    def _read(self, most: int) -> None:
+        if len(self._buffer) - self._end < _LEAST_READ or self._at == self._end:
+            left = self._end - self._at
+            self._view[:left] = self._view[self._at : self._end]
+            self._at, self._end = 0, left
+        got = self._socket.recv_into(self._view[self._end : self._end + most])
+        if not got:
+            raise EOFError
+        self.heard += 1
+        self._end += got
 
     def read_all(self, n: int, check_rekey: bool = False) -> bytes:
         """`n` bytes; paramiko's own reading of packets comes through here."""
         if n > _LARGEST_PACKET + 1024 or n < 0:
             raise SSHException(f"The server announced a packet of {n} bytes; the limit is {_LARGEST_PACKET}")
         self._fill(n, check_rekey=check_rekey)
-        taken = self._buffer[self._at : self._at + n]
+        taken = bytes(self._view[self._at : self._at + n])
         self._at += n
         return taken
 
@@ -121,14 +112,13 @@ class Wire(Packetizer):  # type: ignore[misc]  # paramiko is not typed
         Raises: TimeoutError, SSHException for a line that does not end.
         """
         end = time.monotonic() + timeout
-        while (stop := self._buffer.find(b"\n", self._at)) < 0:
-            have = len(self._buffer) - self._at
-            if have > _LONGEST_LINE:
+        while (stop := self._buffer.find(b"\n", self._at, self._end)) < 0:
+            if self._end - self._at > _LONGEST_LINE:
                 raise SSHException(f"The server's banner has a line of more than {_LONGEST_LINE} bytes")
             if time.monotonic() > end:
                 raise TimeoutError
             self._more(end)
-        line = self._buffer[self._at : stop].rstrip(b"\r")
+        line = bytes(self._view[self._at : stop]).rstrip(b"\r")
         self._at = stop + 1
         if len(line) > _LONGEST_LINE:
             raise SSHException(f"The server's banner has a line of more than {_LONGEST_LINE} bytes")
@@ -140,51 +130,62 @@ class Wire(Packetizer):  # type: ignore[misc]  # paramiko is not typed
     def _more(self, end: float) -> None:
         while True:
             try:
-                more = self._socket.recv(4096)
-                break
+                self._read(4096)
             except TimeoutError:
                 if self.closed:
                     raise EOFError from None
                 if time.monotonic() > end:
                     raise
-        if not more:
-            raise EOFError
-        self.heard += 1
-        self._buffer = self._buffer[self._at :] + more
-        self._at = 0
+            else:
+                return
 
-    def read_message(self) -> tuple[int, Message | ChannelData]:
-        """The next packet: its number and the rest of it."""
+    def read_message(self) -> tuple[int, Message]:
+        """The next packet that is not channel data on its way to a sink: its number and the rest of it."""
         if self._open_engine is None:
             return super().read_message()  # type: ignore[no-any-return]  # same
+        while True:
+            number, body = self._open()
+            if number == _CHANNEL_DATA and self._delivered(body):
+                if self.need_rekey():
+                    raise NeedRekeyException
+                continue
+            message = Message(bytes(body))
+            message.seqno = (self._in_number - 1) & 0xFFFFFFFF
+            return number, message
+
+    def _delivered(self, body: memoryview) -> bool:
+        if len(body) < _DATA_HEAD or int.from_bytes(body[4:8]) != len(body) - _DATA_HEAD:
+            raise SSHException("A packet of channel data has a wrong length")
+        return self.deliver(int.from_bytes(body[:4]), body[_DATA_HEAD:])
+
+    def _open(self) -> tuple[int, memoryview]:
+        """Decrypt the next packet: its number and the rest, which is overwritten by the one after."""
         self._fill(4, check_rekey=True)
-        header = self._buffer[self._at : self._at + 4]
+        header = self._view[self._at : self._at + 4]
         size = int.from_bytes(header)
         if size > _LARGEST_PACKET or size < _BLOCK or size % _BLOCK:
             raise SSHException(f"The server announced a packet of {size} bytes; it is damaged or hostile")
         whole = 4 + size + _TAG
-        self._fill(whole)
+        if self._end - self._at < whole:
+            self._fill(whole)
+            header = self._view[self._at : self._at + 4]  # it may have moved
         fixed, counter = self._open_iv
-        sealed = memoryview(self._buffer)[self._at + 4 : self._at + whole]
+        sealed = self._view[self._at + 4 : self._at + whole]
         try:
-            plain = self._open_engine.decrypt(fixed + counter.to_bytes(8), sealed, header)
+            self._open_engine.decrypt_into(fixed + counter.to_bytes(8), sealed, header, self._plain_view[:size])
         except InvalidTag as error:
             raise SSHException("A packet was changed on its way (AES-GCM tag)") from error
         self._open_iv = (fixed, (counter + 1) % 2**64)
         self._at += whole
-        padding = plain[0]
+        padding = self._plain[0]
         if padding < 4 or padding + 2 > size:
             raise SSHException("A packet has wrong padding")
         self._in_bytes += whole
         self._in_packets += 1
         if not self.need_rekey() and (self._in_bytes >= self.REKEY_BYTES or self._in_packets >= self.REKEY_PACKETS):
             self._trigger_rekey()
-        message = (
-            ChannelData(plain, size - padding) if plain[1] == _CHANNEL_DATA else Message(plain[2 : size - padding])
-        )
-        message.seqno = self._in_number
         self._in_number = (self._in_number + 1) & 0xFFFFFFFF
-        return plain[1], message
+        return self._plain[1], self._plain_view[2 : size - padding]
 
     def reset_seqno_in(self) -> None:
         """Strict key exchange counts packets from nought again."""
@@ -218,22 +219,52 @@ class Wire(Packetizer):  # type: ignore[misc]  # paramiko is not typed
     def send_payloads(self, payloads: Sequence[Sequence[bytes | memoryview]]) -> None:
         """Several packets, each in pieces, in one write; only while `fast`."""
         with self._seal_lock:
-            fixed, counter = self._seal_iv
-            parts = []
-            for pieces in payloads:
-                size = sum(map(len, pieces)) + 1
-                padding = _BLOCK - size % _BLOCK
-                if padding < 4:
-                    padding += _BLOCK
-                header = (size + padding).to_bytes(4)
-                plain = b"".join((padding.to_bytes(1), *pieces, os.urandom(padding)))
-                parts += [header, self._seal_engine.encrypt(fixed + counter.to_bytes(8), plain, header)]
-                counter = (counter + 1) % 2**64
-            self._seal_iv = (fixed, counter)
-            out = b"".join(parts)
-            self.write_all(out)
-            self._out_bytes += len(out)
-            self._out_packets += len(payloads)
+            self.write_all(self._seal(payloads))
+        self._ask_for_keys()
+
+    def try_payload(self, payload: bytes) -> bool:
+        """Send a small packet if that makes nobody wait; False where it would, and nothing was sent."""
+        if not self.fast or not isinstance(self._socket, socket.socket) or not self._seal_lock.acquire(blocking=False):
+            return False
+        try:
+            ready = select.poll()
+            ready.register(self._socket, select.POLLOUT)
+            if not ready.poll(0):
+                return False
+            self.write_all(self._seal([[payload]]))
+        finally:
+            self._seal_lock.release()
+        self._ask_for_keys()
+        return True
+
+    def _seal(self, payloads: Sequence[Sequence[bytes | memoryview]]) -> memoryview:
+        """Encrypted packets, one after the other; call with the lock held, the result is overwritten by the next."""
+        fixed, counter = self._seal_iv
+        noise = os.urandom(2 * _BLOCK)
+        at = 0
+        room = sum(sum(map(len, pieces)) + 3 * _BLOCK + _TAG for pieces in payloads)
+        if len(self._sealed) < room:
+            self._sealed = bytearray(room)
+        out = memoryview(self._sealed)
+        for pieces in payloads:
+            size = sum(map(len, pieces)) + 1
+            padding = _BLOCK - size % _BLOCK
+            if padding < 4:
+                padding += _BLOCK
+            size += padding
+            header = size.to_bytes(4)
+            out[at : at + 4] = header
+            plain = b"".join((padding.to_bytes(1), *pieces, noise[:padding]))
+            end = at + 4 + size + _TAG
+            self._seal_engine.encrypt_into(fixed + counter.to_bytes(8), plain, header, out[at + 4 : end])
+            counter = (counter + 1) % 2**64
+            at = end
+        self._seal_iv = (fixed, counter)
+        self._out_bytes += at
+        self._out_packets += len(payloads)
+        return out[:at]
+
+    def _ask_for_keys(self) -> None:
         if not self.need_rekey() and (self._out_bytes >= self.REKEY_BYTES or self._out_packets >= self.REKEY_PACKETS):
             self._trigger_rekey()
 
@@ -242,7 +273,7 @@ class Wire(Packetizer):  # type: ignore[misc]  # paramiko is not typed
         """True while packets go the short way (AES-GCM)."""
         return self._seal_engine is not None
 
-    def write_all(self, out: bytes) -> None:
+    def write_all(self, out: bytes | memoryview) -> None:
         """Write every byte, or EOFError when the socket is closed meanwhile."""
         view = memoryview(out)
         while view:
