@@ -159,9 +159,14 @@ class Relay(threading.Thread):
             stream.sink.data(self._buffer[:got])
         else:
             stream.ended = True
-            if not stream.heard:
-                stream.silent()
+            self._if_silent(stream)
             stream.sink.eof()
+
+    @staticmethod
+    def _if_silent(stream: SocketStream) -> None:
+        if not stream.heard:
+            stream.heard = True
+            stream.silent()
 
     def _settle(self, stream: SocketStream) -> None:
         number = stream.sock.fileno()
@@ -182,5 +187,6 @@ class Relay(threading.Thread):
         if self._streams.pop(number, None):
             self._poll.unregister(number)
         stream.closed = True
+        self._if_silent(stream)
         stream.sock.close()
         stream.sink.closed()
