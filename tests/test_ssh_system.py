@@ -1,0 +1,137 @@
+"""The system's ssh as carrier: chosen where paramiko cannot, never laxer, prompts answered, the user's master left alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nbkit.errors import AuthenticationError, HostKeyError
+from nbkit.ssh import connect, resolve
+from tests.sshd import keygen, need, running
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory):
+    """A server for this module."""
+    need("sshd", "ssh", "ssh-keygen")
+    with running(tmp_path_factory.mktemp("box")) as box:
+        yield box
+
+
+def certify(folder: Path, host_key: Path) -> str:
+    """A certificate for `host_key`; the known_hosts line's end that trusts its authority."""
+    authority = keygen(folder / "authority")
+    subprocess.run(["ssh-keygen", "-q", "-s", str(authority), "-I", "h", "-h", "-n", "127.0.0.1", f"{host_key}.pub"],
+                   check=True, timeout=20, capture_output=True)  # fmt: skip
+    return Path(f"{authority}.pub").read_text()
+
+
+class TestChoice:
+    def test_a_host_certificate(self, tmp_path):
+        """A host that only a @cert-authority line knows is reached by ssh, and the record says why; one it does not, is not."""
+        with running(tmp_path / "box") as box:
+            line = certify(tmp_path, box.host_keys[0])
+            box.stop()
+            box.options = (f"HostCertificate {box.host_keys[0]}-cert.pub",)
+            box.start()
+            box.known_hosts.write_text(f"@cert-authority [127.0.0.1]:{box.port} {line}")
+            with connect("box", config=box.config, ask=None) as session:
+                assert ["the host is known by a certificate authority"] == session.facts["why"]
+                assert "hi" == session.run(["echo", "hi"]).text
+            other = keygen(tmp_path / "other")
+            box.known_hosts.write_text(f"@cert-authority [127.0.0.1]:{box.port} {Path(f'{other}.pub').read_text()}")
+            with pytest.raises(HostKeyError) as caught:
+                connect("box", config=box.config, ask=None)
+            assert 4 == caught.value.exit_code
+
+    def test_a_master_that_runs_is_used_and_left_alone(self, box, tmp_path):
+        """A connection that the user has open carries ours; it lives on after it."""
+        config = box.write_config(f"ControlPath {tmp_path}/m", path=tmp_path / "config")
+        master = subprocess.Popen(["ssh", "-F", str(config), "-M", "-N", "box"])
+        try:
+            end = time.monotonic() + 30
+            while not (tmp_path / "m").exists() and time.monotonic() < end:
+                time.sleep(0.05)
+            with connect("box", config=config, ask=None) as session:
+                assert str(tmp_path / "m") == session.facts["master"]
+                assert "hi" == session.run(["echo", "hi"]).text
+            assert master.poll() is None
+        finally:
+            master.terminate()
+            master.wait(timeout=10)
+
+    @pytest.mark.parametrize(
+        "line", ["PKCS11Provider /usr/lib/token.so", "GSSAPIAuthentication yes", "IdentityFile {}/sk"]
+    )
+    def test_what_paramiko_cannot_do(self, box, tmp_path, monkeypatch, line):
+        """A token's library, a Kerberos ticket and a key on a security key each call for ssh."""
+        monkeypatch.setenv("KRB5CCNAME", str(tmp_path / "ticket"))
+        config = box.write_config(line.format(tmp_path), path=tmp_path / "config")
+        before = 1 if "PKCS11" in line else 0
+        assert before == len(resolve("box", config=config).needs_ssh)
+        if "GSSAPI" in line:
+            (tmp_path / "ticket").touch()
+        (tmp_path / "sk").touch()
+        (tmp_path / "sk.pub").write_text("sk-ssh-ed25519@openssh.com AAAA")
+        assert 1 == len(resolve("box", config=config).needs_ssh)
+
+
+class TestTrust:
+    @pytest.mark.parametrize("laxity", ["no", "accept-new"])
+    def test_an_unknown_host_is_refused_whatever_the_configuration_says(self, box, tmp_path, laxity):
+        """StrictHostKeyChecking is yes: nothing is accepted on first sight, and nothing is written."""
+        config = box.write_config(
+            f"StrictHostKeyChecking {laxity}", path=tmp_path / "config", known=tmp_path / "known_hosts"
+        )
+        with pytest.raises(HostKeyError, match="is not known"):
+            connect("box", config=config, ask=None, engine="ssh")
+        assert not (tmp_path / "known_hosts").exists()
+
+    def test_a_jump_host_that_takes_any_key_is_refused(self, box, tmp_path):
+        """ssh connects to jump hosts by their own configuration; one that accepts any key is not taken over."""
+        config = tmp_path / "config"
+        box.write_config("StrictHostKeyChecking no", path=config, alias="door")
+        box.write_config("ProxyJump door", path=config)
+        with pytest.raises(HostKeyError, match="door, a jump host, has StrictHostKeyChecking off"):
+            connect("box", config=config, ask=None, engine="ssh")
+
+    def test_a_jump_host(self, tmp_path, box):
+        """ssh makes the hop, and commands run on the target."""
+        with running(tmp_path / "door") as door:
+            config = tmp_path / "config"
+            door.write_config(path=config, alias="door")
+            box.write_config("ProxyJump door", path=config)
+            with connect("box", config=config, ask=None, engine="ssh") as session:
+                assert "hi" == session.run(["echo", "hi"]).text
+            assert "Accepted publickey" in door.log
+
+
+class TestLogin:
+    def test_a_passphrase_is_asked_by_us(self, box, tmp_path):
+        """ssh's question comes to the callback; its answer stands in no argument list, environment or file."""
+        secret = "pass 'word\" $HOME"
+        locked = keygen(tmp_path / "locked", passphrase=secret)
+        with (box.folder / "authorized_keys").open("a") as file:
+            file.write(Path(f"{locked}.pub").read_text())
+        config = box.write_config(f"IdentityFile {locked}", path=tmp_path / "config")
+        asked: list[str] = []
+
+        def ask(prompt, seen):
+            asked.append(prompt)
+            return secret
+
+        with connect("box", config=config, ask=ask, engine="ssh") as session:
+            found = session.run("cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null").stdout
+        assert [f"Enter passphrase for key '{locked}': "] == asked
+        assert (True, False) == (sys.executable.encode() in found, secret.encode() in found)
+
+    def test_a_refusal(self, box, tmp_path):
+        """A key that the host does not take: exit code 4, ssh's own words and a fix."""
+        config = box.write_config(f"IdentityFile {keygen(tmp_path / 'stranger')}", path=tmp_path / "config")
+        with pytest.raises(AuthenticationError, match="Permission denied") as caught:
+            connect("box", config=config, ask=None, engine="ssh")
+        assert (4, True) == (caught.value.exit_code, "ssh-copy-id box" in caught.value.hint)
