@@ -42,7 +42,7 @@ class PipeProcess:
         self._listener.start()
 
     def _listen(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
+        with self._stderr, contextlib.suppress(OSError):
             while data := self._stderr.read(65536):
                 with self._lock:
                     self._errors += data
@@ -123,8 +123,9 @@ class PipeProcess:
             self._child.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._child.wait(5)
-        self._listener.join(timeout=5)
-        for pipe in (self._stdin, self._stdout, self._stderr):
+        # ssh's master holds stderr as well, while the command runs on: its reader ends then, and not before.
+        self._listener.join(timeout=0.2)
+        for pipe in (self._stdin, self._stdout):
             with contextlib.suppress(OSError):
                 pipe.close()
 
