@@ -64,6 +64,8 @@ def forward(host: str, ports: tuple[str, ...], config: str | None, as_json: bool
         stack.enter_context(terminated_as_interrupted())
         session = stack.enter_context(connect(host, config=config))
         forwards = [stack.enter_context(open_forward(session, remote, local)) for remote, local in wanted]
+        for need in session.facts["why"]:
+            click.echo(f"The system's ssh carries it: {need}.", err=True)
         rows = [{"local": f"127.0.0.1:{f.local_port}", "port": f.local_port, "remote": f.remote} for f in forwards]
         try:
             if as_json:
