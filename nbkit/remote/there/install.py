@@ -95,13 +95,23 @@ def forget_half_installed(env: str) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
+def missing(env: str, pins: list[list[str]]) -> list[list[str]]:
+    """The pins that are not installed yet, so that a setup that is taken up again soon is where it was."""
+    records = glob.glob(os.path.join(env, "lib", "python*", "site-packages", "*.dist-info"))
+    there = {os.path.basename(record)[: -len(".dist-info")].replace("_", "-").lower() for record in records}
+    left = [pin for pin in pins if pin[1].split()[0].replace("==", "-").replace("_", "-").lower() not in there]
+    if len(left) < len(pins):
+        say(f"{len(pins) - len(left)} of {len(pins)} packages are there already")
+    return left
+
+
 def install(request: dict[str, Any]) -> dict[str, Any]:
-    env, pins = request["env"], request["pins"]
-    for name in ("nbkit-setup.json",):
-        if os.path.exists(os.path.join(env, name)):
-            os.remove(os.path.join(env, name))
+    env, marker_path = request["env"], os.path.join(request["env"], "nbkit-setup.json")
+    if os.path.exists(marker_path):
+        os.remove(marker_path)
     python = make_env(env)
     forget_half_installed(env)
+    pins = missing(env, request["pins"])
     pip = [python, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
     with tempfile.TemporaryDirectory() as scratch:
         wanted = os.path.join(scratch, "lock.txt")
@@ -124,7 +134,7 @@ def install(request: dict[str, Any]) -> dict[str, Any]:
         json.dump(marker, file)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(staged, os.path.join(env, "nbkit-setup.json"))
+    os.replace(staged, marker_path)
     say("done")
     return marker
 
