@@ -83,7 +83,7 @@ class Sshd:
         first: dict[str, str] = {}
         for line in reversed(lines):  # sshd takes the first value: what the test asks for goes before the defaults
             word = line.split()[0].lower()
-            first[line if word in {"hostkey", "acceptenv"} else word] = line
+            first.setdefault(line if word in {"hostkey", "acceptenv"} else word, line)
         (self.folder / "sshd_config").write_text("\n".join(reversed(first.values())) + "\n")
         if os.getuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)

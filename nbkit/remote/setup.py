@@ -124,29 +124,32 @@ def setup(
     """
     pins = locked.pins(extras)
     train = "train" in extras
-    machine = look.machine(box)
-    builds, reason = _builds(machine, torch) if train else ((), "")
+    builds, reason = _builds(look.machine(box), torch) if train else ((), "")
     name, content = locked.wheel()
     request: dict[str, Any] = {
         "pins": [(pin.name, pin.text) for pin in pins], "torch": locked.torch_pin() if train else "", "builds": builds,
         "wheel": {"name": name, "content": b64encode(content).decode()}, "imports": _imports(extras),
     }  # fmt: skip
-    request["fingerprint"] = hashlib.sha256(json.dumps(request).encode()).hexdigest()
+    return carry_out(box, request, path=path, reason=reason, say=say)
+
+
+def carry_out(box: Box, request: dict[str, Any], *, path: str, reason: str = "", say: Say = print) -> Setup:
+    """Have `there/install.py` fulfil a request, or re-attach to one that is at work; see `setup`."""
+    request = {**request, "fingerprint": hashlib.sha256(json.dumps(request).encode()).hexdigest()}
     there = box.call("survey", {"candidates": CANDIDATES, "env": path}, timeout_s=_CALL_S)
-    request["env"] = there["env"]
     if (there["marker"] or {}).get("fingerprint") == request["fingerprint"]:
-        say(f"{there['env']} is complete already")
+        say(f"{plain(there['env'])} is complete already")
         return _done(box, there["marker"], reason)
     base = _base(box, there)
-    _room(box, there, builds)
+    _room(box, there, request["builds"])
     if reason:
-        say(f"torch {' or '.join(builds)}: {reason}")
-    started = box.call(
-        "job",
-        {"verb": "start", "name": _job(path), "python": base, "source": program.text("install"), "request": request},
-        timeout_s=_CALL_S,
-    )
-    say("started there; a lost link does not end it" if started["started"] else "a setup is at work there already")
+        say(f"torch {' or '.join(request['builds'])}: {reason}")
+    job = {
+        "verb": "start", "name": _job(path), "python": base, "source": program.text("install"),
+        "request": {**request, "env": there["env"]},
+    }  # fmt: skip
+    started = box.call("job", job, timeout_s=_CALL_S)["started"]
+    say("started there; a lost link does not end it" if started else "a setup is at work there already")
     return _done(box, _follow(box, _job(path), say), reason)
 
 
