@@ -117,7 +117,8 @@ class Examination:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {**(self.found.as_dict() if self.found else {}), **self.path.as_dict(), "exit_code": self.exit_code}
+        told = {**(self.found.as_dict() if self.found else {}), **self.path.as_dict()}
+        return {**told, "ok": self.exit_code == 0, "exit_code": self.exit_code}
 
     def __str__(self) -> str:
         return "\n\n".join(map(str, filter(None, (self.path, self.found))))

@@ -1,0 +1,86 @@
+"""The verbs about boxes, as a person or a script types them: a real sshd on loopback."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from nbkit.cli import main
+from tests import sshd
+
+HERE = shlex.quote(sys.executable)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with sshd.running(tmp_path_factory.mktemp("sshd")) as running:
+        yield running
+
+
+@pytest.fixture
+def run(server, tmp_path, monkeypatch):
+    """Run a verb in this process, with the server's configuration."""
+    monkeypatch.setenv("NBKIT_STATE", str(tmp_path / "state"))
+    return lambda *words: CliRunner().invoke(main, [*words, "-F", str(server.config)])
+
+
+def test_check_of_a_host_is_that_of_a_machine(run):
+    """The same parts as for this machine, under the host's name; --json is JSON on stdout."""
+    shown = run("check", "box")
+    assert 0 == shown.exit_code, shown.output
+    for text in ("box\n", "Disks and caches", "QLoRA"):
+        assert text in shown.output
+    assert "box" == json.loads(run("check", "box", "--json").stdout)["name"]
+
+
+def test_doctor_of_a_host_draws_the_path(run):
+    """The path stands above the findings; a Python without Jupyter is a blocker."""
+    shown = run("doctor", "box", "--fast", "--python", "python3 -S")
+    assert 5 == shown.exit_code
+    assert shown.output.startswith("The path to box\n  ● laptop")
+    assert "✗ Jupyter" in shown.output
+    assert "Doctor: " in shown.output
+    healthy = run("doctor", "box", "--fast", "--python", HERE, "--json")
+    told = json.loads(healthy.stdout)
+    assert (told["exit_code"], True) == (healthy.exit_code, told["ok"])
+
+
+def test_doctor_of_a_host_that_is_off(run):
+    """Unreachable is exit code 3, with the path as JSON; a name no shell may see is a usage error."""
+    refused = run("doctor", f"127.0.0.1:{sshd.free_port()}", "--json")
+    told = json.loads(refused.stdout)
+    assert (3, False, "failed") == (refused.exit_code, told["ok"], told["path"][1]["state"])
+    assert 2 == run("doctor", "-oProxyCommand=x y").exit_code
+
+
+def test_hosts_as_a_table_and_as_json(run):
+    """Each host's GPUs stand beside whether it answers."""
+    assert "free memory" in run("hosts").output
+    assert json.loads(run("hosts", "--json").stdout)[0]["answers"].startswith("yes, ")
+    assert "answers" not in run("hosts", "--no-try").output
+
+
+def test_setup_uses_a_python_that_is_there(run):
+    """--python is checked and remembered: the next verb starts it without being told."""
+    shown = run("setup", "box", "--python", HERE)
+    assert 0 == shown.exit_code, shown.output
+    assert "box is set up" in shown.output
+    told = json.loads(run("check", "box", "--json").stdout)
+    assert ".".join(map(str, sys.version_info[:3])) == told["python"]
+
+
+def test_setup_without_a_python(run):
+    """A wrong --python is an error with its fix; together with options of a new environment it is a usage error."""
+    wrong = run("setup", "box", "--python", "/no/such")
+    assert (1, True) == (wrong.exit_code, "has no Python at '/no/such'" in wrong.stderr)
+    assert 2 == run("setup", "box", "--python", HERE, "--without", "train").exit_code
+
+
+def test_stop_without_a_setup(run):
+    """Nothing to stop is said, not an error."""
+    stopped = run("setup", "box", "--stop")
+    assert (0, True) == (stopped.exit_code, "No setup is at work there." in stopped.stderr)
