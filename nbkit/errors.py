@@ -96,6 +96,10 @@ class RemoteCommandError(NbkitError):
     """A command on a host that could not be run, or did not end in time."""
 
 
+class TransferError(NbkitError):
+    """Files that did not get where they were to go; what stood there before is untouched."""
+
+
 class MissingPackageError(NbkitError):
     """An optional package is absent; the hint installs the extra that holds it."""
 

@@ -6,5 +6,18 @@ The programs of `there/` go over stdin to the box's own Python (3.8 or newer, st
 
 from nbkit.remote.box import Box, connect, doctor
 from nbkit.remote.trace import Examination, Step, Trace
+from nbkit.remote.transfer import Progress, Transferred, pull, push, sync
 
-__all__ = ["Box", "Examination", "Step", "Trace", "connect", "doctor"]
+__all__ = [
+    "Box",
+    "Examination",
+    "Progress",
+    "Step",
+    "Trace",
+    "Transferred",
+    "connect",
+    "doctor",
+    "pull",
+    "push",
+    "sync",
+]

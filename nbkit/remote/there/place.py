@@ -1,0 +1,114 @@
+"""How a received file gets its place: a part beside its final name, locked, checked, fsynced, renamed."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from typing import Dict, List, Optional
+
+from nbkit.remote.there.frames import BLOCK, StoppedError, shown
+from nbkit.remote.there.tree import FILE, FOLDER, LINK, Entry, part_of, stays_inside
+
+FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+def check(entries: List[Entry]) -> None:
+    """Refuse names that lead out of the destination, whoever sent them.
+
+    Every name stands below folders that were announced before it, so none can lead through a link or a file.
+    """
+    kinds: Dict[bytes, str] = {}
+    for entry in entries:
+        words = entry.name.split(b"/")
+        if b"\0" in entry.name or len(entry.name) > 4096 or any(word in (b"", b".", b"..") for word in words):
+            raise StoppedError(
+                f"the name {shown(entry.name)} leads out of the destination: refused", "do you trust the sender?"
+            )
+        if entry.kind not in (FILE, FOLDER, LINK) or entry.size < 0:
+            raise StoppedError(f"{shown(entry.name)} is of no known kind: refused", "do you trust the sender?")
+        above = entry.name.rpartition(b"/")[0]
+        if entry.name in kinds or (above and kinds.get(above) != FOLDER):
+            raise StoppedError(
+                f"{shown(entry.name)} comes twice, or below what is no folder: refused", "do you trust the sender?"
+            )
+        if entry.kind == LINK and not stays_inside(entry.name, entry.target):
+            raise StoppedError(
+                f"the link {shown(entry.name)} leads out of the destination: refused", "do you trust the sender?"
+            )
+        kinds[entry.name] = entry.kind
+
+
+def look(path: bytes) -> Optional[os.stat_result]:
+    """lstat, or None where nothing is."""
+    try:
+        return os.lstat(path)
+    except FileNotFoundError:
+        return None
+
+
+class Part:
+    """The unfinished file of `path`, open and locked. What it holds is kept when `go_on` is set."""
+
+    def __init__(self, path: bytes, *, go_on: bool) -> None:
+        folder, name = os.path.split(path)
+        self.path, self.part = path, os.path.join(folder, part_of(name))
+        while True:
+            self.handle = os.open(self.part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                found, now = os.fstat(self.handle), look(self.part)
+                if now and found.st_ino == now.st_ino:
+                    break
+            except BlockingIOError:
+                os.close(self.handle)
+                raise StoppedError(
+                    f"another transfer is writing {shown(path)}", "wait for it, or end it; then run this again"
+                ) from None
+            os.close(self.handle)  # it got its final name between our open and our lock
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+            os.close(self.handle)
+            raise StoppedError(f"{shown(self.part)} is no file of ours", "move it aside")
+        if not go_on and found.st_size:
+            os.ftruncate(self.handle, 0)
+
+    def write(self, view: memoryview, at: int) -> None:
+        """Write all of `view` at an offset."""
+        while view:
+            size = os.pwrite(self.handle, view, at)
+            view, at = view[size:], at + size
+
+    def settle(self, entry: Entry) -> None:
+        """Size, mode and time as announced, and on the disk."""
+        os.ftruncate(self.handle, entry.size)
+        os.fchmod(self.handle, entry.mode & 0o777)
+        os.utime(self.handle, ns=(entry.mtime_ns, entry.mtime_ns))
+
+    def sync(self) -> None:
+        """Wait until it is on the disk."""
+        os.fsync(self.handle)
+
+    def finish(self) -> None:
+        """Give it its final name."""
+        os.replace(self.part, self.path)
+        os.close(self.handle)
+
+    def leave(self) -> None:
+        """Close it; what could save a later transfer nothing is removed."""
+        if os.fstat(self.handle).st_size < BLOCK:
+            os.unlink(self.part)
+        os.close(self.handle)
+
+
+def explained(error: OSError, path: bytes, free: int = 0) -> StoppedError:
+    """What an error while writing means."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoppedError(
+            f"the disk is full: could not write {shown(path)} ({free / 2**30:.2f} GiB free). "
+            "Nothing stands half-written under its own name",
+            "free space there and run it again: it goes on where it stopped",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return StoppedError(f"no permission to write {shown(path)} ({error.strerror})", "choose a folder that is yours")
+    return StoppedError(f"could not write {shown(path)}: {error.strerror}", "choose another place")

@@ -1,0 +1,207 @@
+"""Where received files go, which of them have to come, and what is done around them: folders, links, what is too much."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+from typing import Any, Dict, List, NamedTuple, Optional, Set
+
+from nbkit.remote.there.frames import BLOCK, StoppedError, raw, shown
+from nbkit.remote.there.place import explained, look
+from nbkit.remote.there.tree import FILE, FOLDER, LINK, PART, Entry, part_of
+
+_SPARE = 1 << 20  # bytes left free for what is not counted: folders, metadata
+
+
+class Want(NamedTuple):
+    """A file that is to come.
+
+    Attributes:
+        number: Its place among the files that were announced.
+        basis: A file here that may hold some of its blocks: its part, or its older version.
+    """
+
+    number: int
+    entry: Entry
+    path: bytes
+    basis: bytes
+    need: int  # bytes of disk
+
+
+class Plan:
+    """Entries with their places below `base`.
+
+    Args:
+        request: What the transfer was asked for: dst, many, contents, parents, check, dry_run.
+
+    Raises: StoppedError when `dst` cannot be what it has to be.
+    """
+
+    def __init__(self, request: Dict[str, Any], entries: List[Entry]) -> None:
+        self._request = request
+        self.same = 0
+        self.base, renamed = b".", b""
+        dst = os.path.expanduser(raw(request["dst"])) or b"."
+        one_file = len(entries) == 1 and entries[0].kind == FILE
+        folder, there = os.path.isdir(dst), os.path.exists(dst)
+        into = dst.endswith(b"/") or request["many"] or (request["contents"] and not one_file)
+        if there and not folder and (into or not one_file):
+            raise StoppedError(f"{shown(dst)} is a file, not a folder", "name a folder, or move it aside")
+        if folder or into:
+            self.base = dst
+            self._parents(dst)
+        else:
+            above, renamed = os.path.split(dst)
+            if renamed in (b".", b".."):
+                raise StoppedError(f"{shown(dst)} is no name for a file or folder", "name one that can be made")
+            self.base = above or b"."
+            self._parents(self.base)
+        if renamed:
+            entries = [e._replace(name=b"".join((renamed, *e.name.partition(b"/")[1:]))) for e in entries]
+        self.entries = entries
+
+    def _parents(self, folder: bytes) -> None:
+        if os.path.isdir(folder):
+            return
+        if not self._request["parents"]:
+            raise StoppedError(f"there is no folder {shown(folder)}", "make it, or add --parents")
+        if not self._request["dry_run"]:
+            try:
+                os.makedirs(folder, exist_ok=True)
+            except OSError as error:
+                raise explained(error, folder) from error
+
+    def path(self, name: bytes) -> bytes:
+        """Where it goes."""
+        return os.path.join(self.base, name)
+
+    def wants(self) -> List[Want]:
+        """The files that have to come; nothing is written before all of them are known to fit.
+
+        Raises: StoppedError when something of another kind stands in the way, or the disk has no room.
+        """
+        found: List[Want] = []
+        absent: Set[bytes] = set()  # folders that are not there: nothing needs to be looked up below them
+        number = -1
+        for entry in self.entries:
+            number += entry.kind == FILE
+            new = entry.name.rpartition(b"/")[0] in absent
+            there = None if new else self._look(entry)
+            if entry.kind == FOLDER and there is None:
+                absent.add(entry.name)
+            if entry.kind != FILE:
+                continue
+            if there and self._is_same(there, entry):
+                self.same += 1
+            else:
+                found.append(self._want(number, entry, there, new))
+        need = sum(want.need for want in found)
+        free = self.free()
+        if found and need + _SPARE > free:
+            raise StoppedError(
+                f"not enough room: {need / 2**30:.2f} GiB to come, {free / 2**30:.2f} GiB free at {shown(self.base)}",
+                "free space there, or choose another disk",
+            )
+        return found
+
+    def _look(self, entry: Entry) -> Optional[os.stat_result]:
+        path = self.path(entry.name)
+        try:
+            there = look(path)
+        except OSError as error:
+            raise explained(error, path) from error
+        if there and stat.S_ISDIR(there.st_mode) != (entry.kind == FOLDER):
+            is_one = "is a folder" if entry.kind != FOLDER else "is no folder"
+            raise StoppedError(f"{shown(path)} {is_one}, and a {entry.kind} was to go there", "move it aside")
+        return there
+
+    def _is_same(self, there: os.stat_result, entry: Entry) -> bool:
+        equal = stat.S_ISREG(there.st_mode) and there.st_size == entry.size
+        return equal and not self._request["check"] and _same_time(there.st_mtime_ns, entry.mtime_ns)
+
+    def _want(self, number: int, entry: Entry, there: Optional[os.stat_result], new: bool) -> Want:
+        path = self.path(entry.name)
+        part = os.path.join(os.path.dirname(path), part_of(os.path.basename(path)))
+        old = None if new else look(part)
+        if old and stat.S_ISREG(old.st_mode) and old.st_size >= BLOCK:
+            return Want(number, entry, path, part, max(0, entry.size - old.st_blocks * 512))
+        if there and stat.S_ISREG(there.st_mode) and there.st_size >= BLOCK:
+            return Want(number, entry, path, path, entry.size)
+        return Want(number, entry, path, b"", entry.size)
+
+    def free(self) -> int:
+        """Bytes that this user may still write."""
+        folder = self.base
+        while not os.path.isdir(folder):
+            folder = os.path.dirname(folder) or b"."
+        return shutil.disk_usage(folder).free
+
+    def make_folders(self) -> None:
+        """All that are announced; private until everything is in them."""
+        for entry in self.entries:
+            if entry.kind == FOLDER:
+                path = self.path(entry.name)
+                try:
+                    os.mkdir(path, 0o700)
+                except FileExistsError:
+                    continue
+                except OSError as error:
+                    raise explained(error, path) from error
+
+    def make_links(self) -> int:
+        """All that are announced and not there; how many."""
+        made = 0
+        for entry in self.entries:
+            if entry.kind == LINK:
+                path = self.path(entry.name)
+                there = look(path)
+                if there and stat.S_ISLNK(there.st_mode) and os.readlink(path) == entry.target:
+                    continue
+                folder, name = os.path.split(path)
+                part = os.path.join(folder, part_of(name))
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(part)
+                os.symlink(entry.target, part)
+                os.replace(part, path)
+                made += 1
+        return made
+
+    def extra(self) -> List[bytes]:
+        """What is here below the folders that were announced, and was not announced; the topmost name of each."""
+        known = {entry.name for entry in self.entries}
+        folders = [entry.name for entry in self.entries if entry.kind == FOLDER]
+        found = []
+        for folder in [b"", *folders] if self._request["contents"] else folders:
+            with contextlib.suppress(FileNotFoundError):
+                names = (
+                    os.path.join(folder, child) for child in os.listdir(self.path(folder)) if not child.endswith(PART)
+                )
+                found += [name for name in names if name not in known]
+        return sorted(found)
+
+    def remove(self, names: List[bytes]) -> None:
+        """Delete them."""
+        for name in names:
+            path = self.path(name)
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
+
+    def settle_folders(self) -> None:
+        """Mode and time of each folder, from the inside outwards."""
+        for entry in reversed(self.entries):
+            if entry.kind == FOLDER:
+                path = self.path(entry.name)
+                os.chmod(path, entry.mode & 0o777)
+                os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns))
+
+
+def _same_time(one_ns: int, other_ns: int) -> bool:
+    """Equal to the microsecond, or to the second where a file system keeps no more."""
+    if one_ns // 1000 == other_ns // 1000:
+        return True
+    coarse = not one_ns % 10**9 or not other_ns % 10**9
+    return coarse and one_ns // 10**9 == other_ns // 10**9

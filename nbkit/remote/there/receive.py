@@ -1,0 +1,234 @@
+"""The receiving end of a transfer; runs on either side. Trusts no name and no byte of the sender."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import hashlib
+import json
+import os
+import socket
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
+
+from nbkit.remote.there import frames as f
+from nbkit.remote.there.place import FATAL, Part, check, explained
+from nbkit.remote.there.plan import Plan, Want
+from nbkit.remote.there.tree import Entry
+
+_BATCH_FILES, _BATCH_BYTES = 128, 32 << 20  # fsynced together, then renamed
+_SYNC_THREADS = 8
+_JOIN_S = 30.0
+Progress = Callable[[int, int, str], None]
+
+
+class Receiver:
+    """Receives what a Sender sends, into `dst` of the request."""
+
+    def __init__(self, link: f.Frames, request: Dict[str, Any], progress: Optional[Progress] = None) -> None:
+        self._link, self._request, self._progress = link, request, progress
+        self._block = memoryview(bytearray(f.BLOCK))
+        self._batch: List[Tuple[Part, Entry]] = []
+        self._batch_bytes = 0
+        self._folders: Set[bytes] = set()  # those to fsync
+        self._done = self._total = 0
+        self._joined: List[socket.socket] = []  # of the commands that lent us their stdin
+        self._result: Dict[str, Any] = {"files": 0, "bytes": 0, "kept": 0, "same": 0, "links": 0, "deleted": [],
+                                        "failed": [], "notes": [], "names": [], "sha256": ""}  # fmt: skip
+
+    def run(self) -> Dict[str, Any]:
+        """Receive everything; what was done.
+
+        Raises: StoppedError, or what the streams raise.
+        """
+        entries = self._announced()
+        check(entries)
+        self._plan = plan = Plan(self._request, entries)
+        wants = plan.wants()
+        extra = plan.extra() if self._request["delete"] else []
+        self._total = sum(want.entry.size for want in wants)
+        self._result["same"] = plan.same
+        self._link.put_json(f.PLAN_END, {"files": len(wants), "bytes": self._total})
+        if self._request["dry_run"]:
+            self._result["names"] = [f.text(want.entry.name) for want in wants]
+            self._result["deleted"] = [f.text(name) for name in extra]
+        else:
+            plan.make_folders()
+            self._ask(wants)
+            try:
+                for want in wants:
+                    self._file(want)
+                self._link.take(f.ALL_SENT)
+            finally:
+                self._flush()
+            self._finish(extra)
+        self._link.put_json(f.DONE, self._result)
+        self._link.flush()
+        return self._result
+
+    def _announced(self) -> List[Entry]:
+        entries: List[Entry] = []
+        while True:
+            kind, body = self._link.take(f.TREE, f.TREE_END)
+            if kind == f.TREE_END:
+                self._result["notes"] = [str(note) for note in json.loads(body.decode())["notes"]]
+                return entries
+            for name, what, size, mode, mtime_ns, target in json.loads(body.decode()):
+                entries.append(Entry(f.raw(name), str(what), int(size), int(mode), int(mtime_ns), f.raw(target)))
+
+    def _ask(self, wants: List[Want]) -> None:
+        """Say which files are wanted, and which blocks of them are here already."""
+        for want in wants:
+            hashes = b"".join(self._hashes(want)) if want.basis else b""
+            self._link.put_json(f.PLAN, [want.number, len(hashes) // 32])
+            for at in range(0, len(hashes), f.BLOCK):
+                self._link.put(f.HASHES, hashes[at : at + f.BLOCK])
+        self._link.flush()
+
+    def _hashes(self, want: Want) -> Iterator[bytes]:
+        with contextlib.suppress(OSError), open(want.basis, "rb") as file:
+            for at in range(0, want.entry.size, f.BLOCK):
+                block = file.read(min(f.BLOCK, want.entry.size - at))
+                if not block:
+                    return
+                yield hashlib.sha256(block).digest()
+
+    def _widen(self) -> None:
+        """Take more streams: other commands of this user lend us their stdin, through a socket in a private folder."""
+        with tempfile.TemporaryDirectory(prefix="nbkit-") as folder, socket.socket(socket.AF_UNIX) as listener:
+            path = os.path.join(folder, "s")
+            listener.bind(path)
+            listener.listen(16)
+            listener.settimeout(_JOIN_S)
+            self._link.put(f.WIDEN, path.encode())
+            self._link.flush()
+            count = int(json.loads(self._link.take(f.WIDEN)[1].decode()))
+            reads: Dict[int, Callable[[memoryview], int]] = {0: self._link.read}
+            for _ in range(count):
+                peer, _address = listener.accept()
+                number, extra, _flags, _from = peer.recvmsg(1, socket.CMSG_SPACE(4))
+                handle = array.array("i", extra[0][2])[0]
+                reads[number[0]] = os.fdopen(handle, "rb", buffering=0).readinto
+                self._joined.append(peer)  # the other command lives until this is closed
+            self._link.put(f.WIDEN)
+            self._link.flush()
+            self._link.read = f.StripedReader([reads[number] for number in sorted(reads)]).read
+
+    # -- one file
+
+    def _file(self, want: Want) -> None:
+        """Fill and check its part; what is wrong with this one alone does not stop the others."""
+        part, fault = self._open(want)
+        try:
+            fault = self._content(part, want) or fault
+            if part and not fault:
+                part.settle(want.entry)
+        except BaseException as error:
+            if part:
+                part.leave()
+            if isinstance(error, OSError) and error.errno:
+                raise explained(error, want.path, self._plan.free()) from error
+            raise
+        if part and not fault:
+            self._batch.append((part, want.entry))
+            self._batch_bytes += want.entry.size
+            if len(self._batch) >= _BATCH_FILES or self._batch_bytes >= _BATCH_BYTES:
+                self._flush()
+            return
+        if part:
+            part.leave()
+        self._result["failed"].append([f.text(want.entry.name), fault])
+
+    def _open(self, want: Want) -> Tuple[Optional[Part], str]:
+        """Its part; or none, and why."""
+        try:
+            return Part(want.path, go_on=want.basis not in (b"", want.path)), ""
+        except f.StoppedError as error:
+            return None, error.message
+        except OSError as error:
+            found = explained(error, want.path, self._plan.free())
+            if error.errno in FATAL:
+                raise found from error
+            return None, found.message
+
+    def _content(self, part: Optional[Part], want: Want) -> str:
+        """Take the frames of one file, to its end; what is wrong with it, or nothing."""
+        whole, at = hashlib.sha256(), 0
+        while True:
+            kind, size = self._link.head()
+            if kind == f.DATA and size <= f.BLOCK and at + size <= want.entry.size:
+                view = self._block[:size]
+                self._link.fill(view)
+                whole.update(view)
+                if part:
+                    part.write(view, at)
+                at += size
+            elif kind == f.KEPT:
+                at = self._keep(part, want, at, self._link.number(size), whole)
+            elif kind == f.WIDEN:
+                self._widen()
+            elif kind in (f.FILE_END, f.FILE_FAILED):
+                self._done += at
+                body = self._link.body(size)
+                if kind == f.FILE_FAILED:
+                    return str(json.loads(body.decode()))
+                self._result["sha256"] = whole.hexdigest()
+                damaged = at != want.entry.size or whole.digest() != body
+                return "what arrived is not what was sent (sha256); send it again" if damaged else ""
+            else:
+                raise f.StoppedError(f"the other side said {kind!r} out of turn", f.VERSIONS)
+            if self._progress:
+                self._progress(self._done + at, self._total, f.text(want.entry.name))
+
+    def _keep(self, part: Optional[Part], want: Want, at: int, count: int, whole: Any) -> int:
+        """Blocks that are here: read once more for the file's sha256, copied where the older version has them."""
+        end = at + count
+        if count < 0 or end > want.entry.size or not want.basis:
+            raise f.StoppedError("the other side keeps more than there is", f.VERSIONS)
+        self._result["kept"] += count
+        with open(want.basis, "rb") as basis:
+            basis.seek(at)
+            while part and at < end:
+                block = basis.read(min(f.BLOCK, end - at))
+                if not block:
+                    break  # it shrank meanwhile: the sha256 will tell
+                whole.update(block)
+                if want.basis == want.path:
+                    part.write(memoryview(block), at)
+                at += len(block)
+        return end
+
+    def _flush(self) -> None:
+        """Have the batch on the disk, then give every file its final name."""
+        batch, self._batch, self._batch_bytes = self._batch, [], 0
+        if not batch:
+            return
+        try:
+            with ThreadPoolExecutor(_SYNC_THREADS) as pool:
+                list(pool.map(Part.sync, [part for part, _ in batch]))
+            for part, entry in batch:
+                part.finish()
+                self._folders.add(os.path.dirname(part.path) or b".")
+                self._result["files"] += 1
+                self._result["bytes"] += entry.size
+        except OSError as error:
+            raise explained(error, batch[0][0].path, self._plan.free()) from error
+
+    def _finish(self, extra: List[bytes]) -> None:
+        """Links, what is too much, the folders' modes and times."""
+        try:
+            self._result["links"] = self._plan.make_links()
+            if not self._result["failed"]:
+                self._plan.remove(extra)
+                self._result["deleted"] = [f.text(name) for name in extra]
+            self._plan.settle_folders()
+        except OSError as error:
+            raise explained(error, error.filename or self._plan.base, self._plan.free()) from error
+        for path in self._folders:
+            with contextlib.suppress(OSError):  # some network file systems refuse fsync on a folder
+                handle = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(handle)
+                finally:
+                    os.close(handle)

@@ -1,0 +1,171 @@
+"""The sending end of a transfer; runs on either side."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import queue
+import threading
+from typing import Any, Callable, Dict, List, Optional
+
+from nbkit.remote.there import frames as f
+from nbkit.remote.there.tree import Entry, scan
+
+_AT_ONCE = 500  # entries in a frame
+Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, the file's name
+Widen = Callable[[str, int], List[Callable[[f.Bytes], Any]]]
+
+
+class Sender:
+    """Sends `sources` to a Receiver.
+
+    Args:
+        progress: Told how far it is.
+        widen: Given the path of a socket there and the bytes to go, opens more streams to it.
+    """
+
+    def __init__(
+        self,
+        link: f.Frames,
+        request: Dict[str, Any],
+        progress: Optional[Progress] = None,
+        widen: Optional[Widen] = None,
+    ) -> None:
+        self._link, self._request, self._progress, self._widen = link, request, progress, widen
+        kinds = (f.PLAN, f.HASHES, f.PLAN_END, f.WIDEN, f.DONE)
+        self._replies: Dict[bytes, queue.Queue[Optional[bytes]]] = {kind: queue.Queue() for kind in kinds}
+        self._ended: Optional[BaseException] = None
+        self._block = memoryview(bytearray(f.BLOCK))
+        self._done = self._total = self._sent = 0
+
+    def run(self) -> Dict[str, Any]:
+        """Send everything; what the receiver says at the end, and `sent`, the bytes that went over.
+
+        Raises: StoppedError, or what the streams raise.
+        """
+        tree = scan(
+            [f.raw(name) for name in self._request["sources"]], self._request["links"], self._request["contents"]
+        )
+        rows = [[f.text(e.name), e.kind, e.size, e.mode, e.mtime_ns, f.text(e.target)] for e in tree.entries]
+        reader = threading.Thread(target=self._listen, name="nbkit-transfer-replies", daemon=True)
+        reader.start()
+        try:
+            for at in range(0, len(rows), _AT_ONCE):
+                self._link.put_json(f.TREE, rows[at : at + _AT_ONCE])
+            self._link.put_json(f.TREE_END, {"notes": tree.notes})
+            self._link.flush()
+            files = [entry for entry in tree.entries if entry.kind == "file"]
+            summary = json.loads(self._reply(f.PLAN_END).decode())
+            self._total = summary["bytes"]
+            if not self._request["dry_run"]:
+                self._all(files, tree.paths, summary["files"])
+            done: Dict[str, Any] = json.loads(self._reply(f.DONE).decode())
+        except f.StoppedError:
+            raise
+        except BaseException as error:
+            reader.join(5)  # the other side may have said why before it went
+            if isinstance(self._ended, f.StoppedError) and isinstance(error, Exception):
+                raise self._ended from error
+            raise
+        done["sent"] = self._sent
+        return done
+
+    def _all(self, files: List[Entry], paths: Dict[bytes, bytes], count: int) -> None:
+        if self._widen and self._total >= 8 * f.BLOCK:
+            self._more_streams()
+        for _ in range(count):
+            index, blocks = json.loads(self._reply(f.PLAN).decode())
+            hashes = b""
+            while len(hashes) < 32 * blocks:
+                hashes += self._reply(f.HASHES)
+            self._file(files[index], paths[files[index].name], hashes)
+        self._link.put(f.ALL_SENT)
+        self._link.flush()
+
+    def _more_streams(self) -> None:
+        assert self._widen is not None
+        self._link.put(f.WIDEN)
+        self._link.flush()
+        writes = self._widen(self._reply(f.WIDEN).decode(), self._total)
+        self._link.put_json(f.WIDEN, len(writes))
+        self._link.flush()
+        self._reply(f.WIDEN)
+        self._link.write = f.StripedWriter([self._link.write, *writes]).write
+
+    def _file(self, entry: Entry, path: bytes, hashes: bytes) -> None:
+        """One file: blocks the receiver has are named, the others sent."""
+        try:
+            with open(path, "rb", buffering=0) as file:
+                whole = self._content(file, entry, hashes)
+        except OSError as error:
+            self._link.put_json(f.FILE_FAILED, f"cannot be read: {error.strerror}")
+            return
+        if whole:
+            self._link.put(f.FILE_END, whole)
+        else:
+            self._link.put_json(f.FILE_FAILED, "changed while it was being sent; send it again")
+
+    def _content(self, file: Any, entry: Entry, hashes: bytes) -> bytes:
+        """The file's sha256; empty when it is not, or no longer, what was announced."""
+        whole, number, kept, size = hashlib.sha256(), 0, 0, 0
+        if not _same(file, entry):
+            return b""
+        while size < entry.size:
+            view = self._block[: self._read(file)]
+            if not view:
+                return b""
+            whole.update(view)
+            size += len(view)
+            theirs = hashes[32 * number : 32 * number + 32]
+            number += 1
+            if theirs and theirs == hashlib.sha256(view).digest():
+                kept += len(view)
+            else:
+                if kept:
+                    self._link.put_json(f.KEPT, kept)
+                    kept = 0
+                self._link.put(f.DATA, view)
+                self._sent += len(view)
+            self._done += len(view)
+            if self._progress:
+                self._progress(self._done, self._total, f.text(entry.name))
+        if kept:
+            self._link.put_json(f.KEPT, kept)
+        return whole.digest() if size == entry.size and _same(file, entry) else b""
+
+    def _read(self, file: Any) -> int:
+        size = 0
+        while size < f.BLOCK:
+            more = file.readinto(self._block[size:])
+            if not more:
+                break
+            size += more
+        return size
+
+    # -- what the receiver says
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                kind, body = self._link.take(*self._replies)
+                self._replies[kind].put(body)
+        except BaseException as error:
+            self._ended = error
+            for replies in self._replies.values():
+                replies.put(None)
+
+    def _reply(self, kind: bytes) -> bytes:
+        """The next of this kind, when it is there."""
+        if self._replies[kind].empty():
+            self._link.flush()
+        body = self._replies[kind].get()
+        if body is None:
+            assert self._ended is not None
+            raise self._ended
+        return body
+
+
+def _same(file: Any, entry: Entry) -> bool:
+    found = os.fstat(file.fileno())
+    return (found.st_size, found.st_mtime_ns) == (entry.size, entry.mtime_ns)
