@@ -114,7 +114,8 @@ def _two_steps(stepper: _Stepper, *, trace: bool) -> Tally:
     if next_one or (trace and carries):
         stepper.step(micro_batches if trace else 1)
     else:
-        stepper.warm_up(gradients=job.accumulates and not trace)
+        stays = not job.program.steps_in_backward  # of a gradient, till the last micro-batch's update
+        stepper.warm_up(gradients=job.accumulates and stays and not trace)
         micro_batches = micro_batches if trace else 1
     first, tracker.tally = tracker.tally, Tally()
     tracker.recording = True
