@@ -185,13 +185,13 @@ class TestOnFakes:
         assert whole.tally.peak[1].live == pytest.approx(true.peak_bytes(), rel=0.01)
 
     def test_gradients_put_there_give_the_peak_of_micro_batches_that_were_run(self):
-        """The quick way and two real micro-batches agree to the byte."""
+        """The quick way and two real micro-batches agree to a block of the allocator."""
         from nbkit.memory import fake, step
 
         wanted = fake.Wanted(self.config(num_hidden_layers=2), "bfloat16")
         job = step.Job(wanted, Program.trl(), 1, 64, {}, accumulates=True)
         quick, real = (step.run(job, None, trace=trace).tally.peak[1].live for trace in (False, True))
-        assert real == quick
+        assert real == pytest.approx(quick, abs=512)
 
     def test_gemma_3(self):
         """Sliding and full layers in a pattern of six, from the text part of a config that has a vision part too."""
