@@ -227,8 +227,9 @@ class TestLogin:
         locked = keygen(tmp_path / "id_locked", passphrase="x")
         allow(box, Path(f"{locked}.pub"))
         config = box.write_config(f"IdentityFile {locked}", path=tmp_path / "config")
-        with pytest.raises(AuthenticationError, match="locked by a passphrase and there is nobody to ask: ssh-add"):
+        with pytest.raises(AuthenticationError, match="locked by a passphrase and there is nobody to ask") as caught:
             connect("box", config=config, ask=None)
+        assert caught.value.hint.startswith(f"ssh-add {locked}")
 
     def test_an_agent(self, box, tmp_path):
         """A key that only an agent holds lets us in; IdentityAgent names the socket."""

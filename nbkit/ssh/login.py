@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
+from pathlib import Path
 from typing import Any
 
 from paramiko.auth_handler import AuthOnlyHandler
@@ -270,7 +271,12 @@ class Login:
         notes = "".join(f"\n  Note: {note}." for note in [*self.keyring.notes, *self.hop.unsupported])
         names = [name for name in self.hop.identity_files if name]
         existing = next((name for name in names if _exists(name)), "~/.ssh/id_ed25519")
-        if "publickey" not in self.allowed and self.ask is None:
+        locked = next(
+            (name for name in names for note in self.keyring.notes if f"{Path(name).name} is locked" in note), ""
+        )
+        if locked:
+            hint = f"ssh-add {locked}, then again      or run it in a terminal, where the passphrase can be asked for"
+        elif "publickey" not in self.allowed and self.ask is None:
             hint = f"run it in a terminal, where you can be asked      (the server takes: {', '.join(self.allowed)})"
         elif not any(map(_exists, names)) and not self.hop.agent:
             hint = f"ssh-keygen -t ed25519, then ssh-copy-id {self.hop.alias}      or set IdentityFile in ~/.ssh/config"
@@ -301,6 +307,4 @@ class Login:
 
 
 def _exists(path: str) -> bool:
-    from pathlib import Path
-
     return Path(path).exists()
