@@ -21,7 +21,7 @@ from nbkit.ssh.text import plain
 ENV = "~/.local/share/nbkit/env"
 OLDEST = (3, 11)  # what pyproject.toml and the lock are for
 CANDIDATES = ("python3.13", "python3.12", "python3.11")
-# Measured with pip's cache beside it: 0.6 and 4.1 GiB; the CUDA builds as their wheels are told.
+# With a CPU build the whole was 2.1 GiB, and pip's cache may take as much again; that of CUDA builds is an estimate.
 LAB_GIB, TRAIN_GIB, CUDA_GIB, AGAIN_GIB = 1.0, 5.0, 14.0, 1.0
 _CALL_S, _WAIT_S, _BACK_S = 60.0, 5.0, 600.0
 # Where the words need what a login shell has: `module`, `conda`.

@@ -20,7 +20,8 @@ from typing import Any
 
 AT_ONCE = 10
 BEAT_S = 30.0
-NO_BUILD = ("No matching distribution found", "Could not find a version")
+# The last is what pip says where a constraints file names torch as well.
+NO_BUILD = ("No matching distribution found", "Could not find a version", "ResolutionImpossible")
 INDEX = "https://download.pytorch.org/whl/"
 _BEGAN = time.monotonic()
 
@@ -151,7 +152,7 @@ def torch(pip: list[str], pin: str, builds: list[str]) -> str:
         if not any(text in said for text in NO_BUILD):
             break
         say(f"there is no {exact} for this Python")
-    raise failure("torch", said)
+    raise failure(f"torch ({', '.join(builds)})", said)
 
 
 def tried(python: str, names: list[str]) -> dict[str, Any]:
