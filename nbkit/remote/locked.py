@@ -12,7 +12,7 @@ from importlib import metadata, resources
 from io import BytesIO
 from pathlib import Path
 
-import nbkit
+from nbkit import __version__
 from nbkit.errors import NbkitError
 
 DISTRIBUTION = "nbkit-llm"
@@ -57,9 +57,9 @@ def torch_pin() -> str:
 
 def wheel() -> tuple[str, bytes]:
     """This nbkit as a wheel, name and content, made from the files that run here: the box gets the same ones."""
-    package = Path(nbkit.__file__).parent
+    package = Path(__file__).parent.parent
     own = metadata.distribution(DISTRIBUTION)
-    stem = f"{DISTRIBUTION.replace('-', '_')}-{nbkit.__version__}"
+    stem = f"{DISTRIBUTION.replace('-', '_')}-{__version__}"
     files = {
         f"nbkit/{path.relative_to(package).as_posix()}": path.read_bytes()
         for path in sorted(package.rglob("*"))
@@ -87,7 +87,7 @@ def _digest(content: bytes) -> str:
 def _file(name: str) -> str:
     """A file of the lock: inside the installed package, or in the clone that it runs from."""
     shipped = resources.files("nbkit.remote").joinpath("lock", name)
-    cloned = Path(nbkit.__file__).parent.parent / "requirements" / name
+    cloned = Path(__file__).parents[2] / "requirements" / name
     for place in (shipped, cloned):
         if place.is_file():
             return place.read_text(encoding="utf-8")

@@ -93,7 +93,7 @@ def adopt(box: Box, words: str) -> Setup:
     if absent:
         raise RemoteCommandError(
             f"{box.host}: Python {machine.python} ({machine.python_path}) has no {', '.join(absent)}.",
-            hint=f"on the box: {python} -m pip install {' '.join(JUPYTER_NEEDS)}      or: nbkit setup {box.host}",
+            hint=f"nbkit setup {box.host}      or, on the box: {python} -m pip install {' '.join(JUPYTER_NEEDS)}",
         )
     remember(box.session.route, python)
     names = ("jupyter_server", "ipykernel", "torch", "nbkit-llm")
