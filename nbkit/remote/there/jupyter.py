@@ -291,6 +291,8 @@ def look(_request: dict[str, Any]) -> dict[str, Any]:
     """What of ours runs here."""
     folder = place()
     servers, kernels, rest = sorted_out(folder)
+    with contextlib.suppress(OSError):  # looking leaves nothing behind: an empty folder goes again
+        os.rmdir(folder)
     server: dict[str, Any] | None = None
     states: dict[str, Any] = {}
     if servers:
