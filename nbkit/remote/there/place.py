@@ -14,7 +14,7 @@ from nbkit.remote.there.tree import FILE, FOLDER, LINK, Entry, part_of, stays_in
 FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
-def check(entries: List[Entry]) -> None:
+def check(entries: List[Entry], contents: bool) -> None:
     """Refuse names that lead out of the destination, whoever sent them.
 
     Every name stands below folders that were announced before it, so none can lead through a link or a file.
@@ -33,7 +33,7 @@ def check(entries: List[Entry]) -> None:
             raise StoppedError(
                 f"{shown(entry.name)} comes twice, or below what is no folder: refused", "do you trust the sender?"
             )
-        if entry.kind == LINK and not stays_inside(entry.name, entry.target):
+        if entry.kind == LINK and not stays_inside(entry.name, entry.target, contents):
             raise StoppedError(
                 f"the link {shown(entry.name)} leads out of the destination: refused", "do you trust the sender?"
             )

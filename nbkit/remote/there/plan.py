@@ -44,9 +44,9 @@ class Plan:
         self.same = 0
         self.base, renamed = b".", b""
         dst = os.path.expanduser(raw(request["dst"])) or b"."
-        one_file = len(entries) == 1 and entries[0].kind == FILE
+        one_file = len(entries) == 1 and entries[0].kind == FILE and not request["contents"]
         folder, there = os.path.isdir(dst), os.path.exists(dst)
-        into = dst.endswith(b"/") or request["many"] or (request["contents"] and not one_file)
+        into = dst.endswith(b"/") or request["many"] or request["contents"]
         if there and not folder and (into or not one_file):
             raise StoppedError(f"{shown(dst)} is a file, not a folder", "name a folder, or move it aside")
         if folder or into:

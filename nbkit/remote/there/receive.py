@@ -27,7 +27,7 @@ class Receiver:
     """Receives what a Sender sends, into `dst` of the request."""
 
     def __init__(self, link: f.Frames, request: Dict[str, Any], progress: Optional[Progress] = None) -> None:
-        self._link, self._request, self._progress = link, request, progress
+        self._link, self._request, self._progress = link, dict(request), progress
         self._block = memoryview(bytearray(f.BLOCK))
         self._batch: List[Tuple[Part, Entry]] = []
         self._batch_bytes = 0
@@ -43,7 +43,7 @@ class Receiver:
         Raises: StoppedError, or what the streams raise.
         """
         entries = self._announced()
-        check(entries)
+        check(entries, self._request["contents"])
         self._plan = plan = Plan(self._request, entries)
         wants = plan.wants()
         extra = plan.extra() if self._request["delete"] else []
@@ -72,7 +72,9 @@ class Receiver:
         while True:
             kind, body = self._link.take(f.TREE, f.TREE_END)
             if kind == f.TREE_END:
-                self._result["notes"] = [str(note) for note in json.loads(body.decode())["notes"]]
+                said = json.loads(body.decode())
+                self._result["notes"] = [str(note) for note in said["notes"]]
+                self._request["contents"] = bool(self._request["contents"] and said["contents"])
                 return entries
             for name, what, size, mode, mtime_ns, target in json.loads(body.decode()):
                 entries.append(Entry(f.raw(name), str(what), int(size), int(mode), int(mtime_ns), f.raw(target)))

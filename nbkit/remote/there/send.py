@@ -53,7 +53,7 @@ class Sender:
         try:
             for at in range(0, len(rows), _AT_ONCE):
                 self._link.put_json(f.TREE, rows[at : at + _AT_ONCE])
-            self._link.put_json(f.TREE_END, {"notes": tree.notes})
+            self._link.put_json(f.TREE_END, {"notes": tree.notes, "contents": tree.contents})
             self._link.flush()
             files = [entry for entry in tree.entries if entry.kind == "file"]
             summary = json.loads(self._reply(f.PLAN_END).decode())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import stat
 from typing import Dict, FrozenSet, Iterator, List, NamedTuple, Tuple
@@ -10,6 +12,7 @@ from nbkit.remote.there.frames import StoppedError, shown
 
 PART = b".nbkit-part"  # the end of an unfinished file's name
 FILE, FOLDER, LINK = "file", "folder", "link"
+_HINTS = {errno.ENOENT: "look with: ls -la", errno.ENOTDIR: "is a file named with a / behind it?"}
 
 
 class Entry(NamedTuple):
@@ -29,12 +32,11 @@ class Tree(NamedTuple):
     entries: List[Entry]
     paths: Dict[bytes, bytes]
     notes: List[str]
+    contents: bool  # what a folder holds, without a name for the folder
 
 
 def part_of(name: bytes) -> bytes:
     """The name under which a file grows, in the folder of its final one."""
-    import hashlib
-
     full = b"." + name + PART
     return full if len(full) <= 255 else b"." + hashlib.sha256(name).hexdigest()[:32].encode() + PART
 
@@ -49,36 +51,41 @@ def scan(sources: List[bytes], links: str, contents: bool) -> Tree:
 
     Raises: StoppedError when a source is not there or cannot be read.
     """
-    tree = Tree([], {}, [])
+    contents = contents and os.path.isdir(os.path.expanduser(sources[0]))
+    tree = Tree([], {}, [], contents)
     for source in sources:
-        path = os.path.expanduser(source) if source.startswith(b"~") else source
+        path = os.path.expanduser(source)
         try:
             found = os.stat(path)
             if stat.S_ISDIR(found.st_mode):
                 os.listdir(path)
         except OSError as error:
-            hint = "look with: ls -la" if error.errno == 2 else "is it yours to read?"
+            hint = _HINTS.get(error.errno or 0, "is it yours to read?")
             raise StoppedError(f"cannot read {shown(source)}: {error.strerror}", hint) from error
         folder = stat.S_ISDIR(found.st_mode)
         if not folder and not stat.S_ISREG(found.st_mode):
             raise StoppedError(f"{shown(source)} is neither a file nor a folder", "name a file or a folder")
-        if not folder and path.endswith(b"/"):
-            raise StoppedError(f"{shown(source)} is a file, not a folder", "leave out the last /")
-        top = b"" if folder and contents else os.path.basename(os.path.realpath(path).rstrip(b"/")) or b"root"
-        if not (folder and contents) and os.path.basename(path.rstrip(b"/")) not in (b"", b".", b".."):
+        top = b"" if contents else os.path.basename(os.path.realpath(path).rstrip(b"/")) or b"root"
+        if not contents and os.path.basename(path.rstrip(b"/")) not in (b"", b".", b".."):
             top = os.path.basename(path.rstrip(b"/"))
         if top in tree.paths:
             raise StoppedError(
                 f"two sources have the name {shown(top)}", "send them one after the other, to two folders"
             )
-        for entry, where in _below(tree, path, top, found, links, frozenset()):
+        for entry, where in _below(tree, path, top, found, links, contents, frozenset()):
             tree.entries.append(entry)
             tree.paths[entry.name] = where
     return tree
 
 
 def _below(
-    tree: Tree, path: bytes, name: bytes, found: os.stat_result, links: str, above: FrozenSet[Tuple[int, int]]
+    tree: Tree,
+    path: bytes,
+    name: bytes,
+    found: os.stat_result,
+    links: str,
+    contents: bool,
+    above: FrozenSet[Tuple[int, int]],
 ) -> Iterator[Tuple[Entry, bytes]]:
     mode = found.st_mode & 0o777
     if stat.S_ISREG(found.st_mode):
@@ -108,28 +115,33 @@ def _below(
             tree.notes.append(f"{shown(below)}: {error.strerror}: left out")
             continue
         if stat.S_ISLNK(here.st_mode):
-            yield from _link(tree, where, below, here, links)
+            yield from _link(tree, where, below, here, links, contents)
         else:
-            yield from _below(tree, where, below, here, links, above | {this})
+            yield from _below(tree, where, below, here, links, contents, above | {this})
 
 
-def _link(tree: Tree, path: bytes, name: bytes, found: os.stat_result, links: str) -> Iterator[Tuple[Entry, bytes]]:
+def _link(
+    tree: Tree, path: bytes, name: bytes, found: os.stat_result, links: str, contents: bool
+) -> Iterator[Tuple[Entry, bytes]]:
     target = os.readlink(path)
     if links == "skip":
         tree.notes.append(f"{shown(name)} is a link: left out")
-    elif not stays_inside(name, target):
+    elif not stays_inside(name, target, contents):
         tree.notes.append(f"{shown(name)} is a link out of the tree, to {shown(target)}: left out (--links follow)")
     else:
         yield Entry(name, LINK, 0, 0o777, found.st_mtime_ns, target), path
 
 
-def stays_inside(name: bytes, target: bytes) -> bool:
-    """True when a link at `name` leads to something below the same top, by its words alone."""
-    if target.startswith(b"/") or b"\0" in target or not target:
+def stays_inside(name: bytes, target: bytes, contents: bool) -> bool:
+    """True when a link at `name` leads to something below the same top.
+
+    `..` may only stand first: behind a word it could climb out of wherever another link leads.
+    """
+    words = target.split(b"/")
+    up = 0
+    while words and words[0] == b"..":
+        words.pop(0)
+        up += 1
+    if target.startswith(b"/") or b"\0" in target or not target or b".." in words:
         return False
-    depth = name.count(b"/")
-    for word in target.split(b"/"):
-        depth += -1 if word == b".." else word not in (b"", b".")
-        if depth < 0:
-            return False
-    return True
+    return up <= name.count(b"/") - (not contents)

@@ -1,0 +1,214 @@
+"""Verbs that move files: push, pull, sync."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nbkit.cli._base import HOST, host_options, json_option
+
+if TYPE_CHECKING:
+    from nbkit.remote import Progress, Transferred
+
+_LINE_S = 10.0  # between lines of progress where there is no terminal
+_SHOWN = 20  # names and notes
+_CHECKED = (
+    "Each file is checked by sha256 at both ends and takes its name only when it is whole. After a cut, the same command "
+    "goes on where it stopped."
+)
+
+
+def _options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option(
+            "--links",
+            type=click.Choice(["copy", "follow", "skip"]),
+            default="copy",
+            show_default=True,
+            help="Symbolic links: the same link (if it stays inside), what it leads to, or neither.",
+        ),
+        click.option("--check", is_flag=True, help="Compare what is there by sha256, not by size and time."),
+        click.option("-n", "--dry-run", is_flag=True, help="Say what would be done; write nothing."),
+        host_options,
+        json_option,
+    ):
+        command = option(command)
+    return command
+
+
+_PARENTS = click.option("--parents", is_flag=True, help="Make the folders that DST lacks.")
+
+
+@click.command(
+    help=f"Send files and folders to a host.\n\n{HOST} DST is a folder that they go into, or the new name of the only one; "
+    f"it starts at the home folder. {_CHECKED}\n\n\b\nExamples:\n  nbkit push data.jsonl gpu-box:\n"
+    "  nbkit push models/base gpu-box:models/ --parents"
+)
+@click.argument("sources", nargs=-1, required=True, metavar="SRC...")
+@click.argument("dst", metavar="HOST:DST")
+@_PARENTS
+@_options
+def push(sources: tuple[str, ...], dst: str, config: str | None, python: str, as_json: bool, **options: Any) -> None:
+    from nbkit import remote
+
+    host, path = _place(dst)
+    _run(host, config, python, as_json, options, lambda box, more: remote.push(box, sources, path, **more))
+
+
+@click.command(
+    help=f"Fetch files and folders from a host.\n\n{HOST} DST is a folder that they go into, or the new name of the only "
+    f"one. {_CHECKED}\n\n\b\nExamples:\n  nbkit pull gpu-box:runs/20261130-tickets/adapter .\n"
+    "  nbkit pull gpu-box:a.log gpu-box:b.log logs/ --parents"
+)
+@click.argument("sources", nargs=-1, required=True, metavar="HOST:SRC...")
+@click.argument("dst")
+@_PARENTS
+@_options
+def pull(sources: tuple[str, ...], dst: str, config: str | None, python: str, as_json: bool, **options: Any) -> None:
+    from nbkit import remote
+
+    places = [_place(source) for source in sources]
+    if len({host for host, _ in places}) > 1:
+        raise click.UsageError("all sources must be on one host")
+    paths = [path or "." for _, path in places]
+    _run(places[0][0], config, python, as_json, options, lambda box, more: remote.pull(box, paths, dst, **more))
+
+
+@click.command(
+    help=f"Make the folder DST hold what the folder SRC holds; one of them is HOST:PATH.\n\n{HOST} Only what differs is "
+    f"sent, by blocks. {_CHECKED}\n\n\b\nExamples:\n  nbkit sync data gpu-box:data\n"
+    "  nbkit sync gpu-box:runs runs --dry-run"
+)
+@click.argument("source", metavar="SRC")
+@click.argument("dst", metavar="DST")
+@click.option("--delete", is_flag=True, help="Remove from DST what SRC does not have.")
+@_options
+def sync(source: str, dst: str, config: str | None, python: str, as_json: bool, **options: Any) -> None:
+    from nbkit import remote
+
+    down = _is_place(source)
+    if down == _is_place(dst):
+        raise click.UsageError("one of SRC and DST is HOST:PATH, the other a path here")
+    host, path = _place(source if down else dst)
+    pair = (path or ".", dst) if down else (source, path)
+    _run(host, config, python, as_json, options, lambda box, more: remote.sync(box, *pair, down=down, **more))
+
+
+def _is_place(text: str) -> bool:
+    """HOST:PATH, as scp tells it from a name with a colon: no slash before the colon."""
+    return text.startswith("ssh://") or ":" in text.partition("/")[0]
+
+
+def _place(text: str) -> tuple[str, str]:
+    """Host and path.
+
+    Raises: BadParameter.
+    """
+    if text.startswith("ssh://"):
+        host, _, path = text[6:].partition("/")
+        host = f"ssh://{host}"
+    elif text.startswith("[") and "]:" in text:
+        host, _, path = text[1:].partition("]:")
+    else:
+        host, colon, path = text.partition(":")
+        host = host if colon and "/" not in host else ""
+    if host in {"", "ssh://"}:
+        raise click.BadParameter(f"{text!r} is not HOST:PATH", param_hint="HOST:PATH")
+    return host, path
+
+
+def _run(
+    host: str, config: str | None, python: str, as_json: bool, options: dict[str, Any], move: Callable[..., Transferred]
+) -> None:
+    from nbkit import remote
+
+    meter = _Meter()
+    with remote.connect(host, config=config, python=python) as box:
+        try:
+            done = move(box, {**options, "progress": meter.tell})
+        except KeyboardInterrupt:
+            meter.end()
+            click.echo(
+                "Interrupted. What has come over is kept; the same command goes on from there, without it the\n"
+                ".*.nbkit-part files beside the destination can be removed.",
+                err=True,
+            )
+            sys.exit(130)
+        finally:
+            meter.end()
+    if as_json:
+        from dataclasses import asdict
+
+        click.echo(json.dumps(asdict(done), indent=2))
+    else:
+        _report(done, dry_run=options["dry_run"])
+
+
+def _report(done: Transferred, *, dry_run: bool) -> None:
+    for note in _some(done.notes):
+        click.echo(f"note: {note}", err=True)
+    if dry_run:
+        for name in done.names:
+            click.echo(f"send    {name}")
+        for name in done.deleted:
+            click.echo(f"delete  {name}")
+        click.echo(f"{len(done.names)} to send, {done.same} there already; nothing was written.", err=True)
+        return
+    speed = f", {_size(done.bytes / done.seconds)}/s" if done.bytes and done.seconds else ""
+    more = [f"{done.same} there already"] if done.same else []
+    more += [f"{_size(done.kept)} of it was there"] if done.kept else []
+    more += [f"{done.links} links"] if done.links else []
+    more += [f"{len(done.deleted)} deleted"] if done.deleted else []
+    more += [f"sha256 {done.sha256}"] if done.sha256 else []
+    files = "1 file" if done.files == 1 else f"{done.files} files"
+    click.echo(f"{files}, {_size(done.bytes)} in {done.seconds:.1f} s{speed}" + "".join(f"; {text}" for text in more))
+
+
+def _some(lines: tuple[str, ...]) -> list[str]:
+    rest = len(lines) - _SHOWN
+    return [*lines[:_SHOWN], *([f"and {rest} more"] if rest > 0 else [])]
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+class _Meter:
+    """Progress on stderr: a line that changes on a terminal, a new line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._tty = sys.stderr.isatty()
+        self._last = time.monotonic()
+        self._open = False
+
+    def tell(self, now: Progress) -> None:
+        """Show how far it is."""
+        if not self._tty and time.monotonic() - self._last < _LINE_S:
+            return
+        self._last = time.monotonic()
+        share = 100 * now.done // now.total if now.total else 100
+        left = f"{now.left_s:.0f} s left" if now.speed else ""
+        line = f"{share:3d} %  {_size(now.done)} of {_size(now.total)}  {_size(now.speed)}/s  {left}"
+        if self._tty:
+            click.echo(f"\r\x1b[K{line}  {now.name[-40:]}", err=True, nl=False)
+            self._open = True
+        else:
+            click.echo(line, err=True)
+
+    def end(self) -> None:
+        """Leave the line."""
+        if self._open:
+            click.echo("\r\x1b[K", err=True, nl=False)
+            self._open = False
+
+
+VERBS = (push, pull, sync)

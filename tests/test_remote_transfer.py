@@ -1,0 +1,386 @@
+"""push, pull and sync over a real sshd: what arrives, what is refused, what is left after a fault."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nbkit import remote
+from nbkit.errors import TransferError, UnreachableError
+from nbkit.remote.there import frames
+from nbkit.remote.there.place import Part, check
+from nbkit.remote.there.receive import Receiver
+from nbkit.remote.there.tree import Entry, part_of, stays_inside
+from tests import sshd
+from tests.chaos import transfer as chaos
+
+MIB = 1 << 20
+NASTY = [b"a b", b'it\'s "q"', b"new\nline", b"-rf", b"caf\xe9 \xff", b"$HOME `id` ;", "ü".encode(), b"x" * 255, b"..."]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with sshd.running(tmp_path_factory.mktemp("sshd")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def box(server):
+    with remote.connect("box", config=server.config) as box:
+        yield box
+
+
+def content(size: int, seed: int = 0) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+def put(path: Path, size: int, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content(size, seed))
+    return path
+
+
+def parts(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*.nbkit-part"))
+
+
+def move(box, way: str, source: Path, dst: Path, **options):
+    """Push or pull; both ends are on this machine."""
+    if way == "push":
+        return remote.push(box, source, str(dst), **options)
+    return remote.pull(box, str(source), dst, **options)
+
+
+WAYS = pytest.mark.parametrize("way", ["push", "pull"])
+
+
+class TestFiles:
+    @WAYS
+    @pytest.mark.parametrize("size", [0, 1, MIB, 3 * MIB + 17])
+    def test_a_file_arrives_whole(self, box, tmp_path, way, size):
+        """Content, mode and time are the source's, and nothing else is left."""
+        source = put(tmp_path / "a.bin", size)
+        source.chmod(0o640)
+        os.utime(source, ns=(10**18, 10**18 + 123456789))
+        done = move(box, way, source, tmp_path / "b.bin")
+        got = (tmp_path / "b.bin").stat()
+        assert content(size) == (tmp_path / "b.bin").read_bytes()
+        assert (0o640, 10**18 + 123456789) == (stat.S_IMODE(got.st_mode), got.st_mtime_ns)
+        assert (1, size) == (done.files, done.bytes)
+        assert [] == parts(tmp_path)
+
+    @WAYS
+    def test_a_tree_with_nasty_names_arrives(self, box, tmp_path, way):
+        """Spaces, quotes, newlines, leading dashes and bytes that are no UTF-8 arrive as they are."""
+        top = os.fsencode(tmp_path / "t")
+        (tmp_path / "t/deep/empty").mkdir(parents=True)
+        for number, name in enumerate(NASTY):
+            Path(os.fsdecode(top + b"/deep/" + name)).write_bytes(b"%d" % number)
+        move(box, way, tmp_path / "t", tmp_path / "u")
+        got = {name: Path(os.fsdecode(top[:-1] + b"u/deep/" + name)).read_bytes() for name in NASTY}
+        assert {name: b"%d" % number for number, name in enumerate(NASTY)} == got
+        assert (tmp_path / "u/deep/empty").is_dir()
+
+    def test_into_a_folder_or_under_a_new_name(self, box, tmp_path):
+        """A folder as DST takes the source under its own name, anything else is the new name."""
+        source = put(tmp_path / "a", 5)
+        (tmp_path / "in").mkdir()
+        remote.push(box, [source, put(tmp_path / "b", 6)], str(tmp_path / "in"))
+        remote.push(box, source, str(tmp_path / "new"))
+        assert {"a", "b"} == {path.name for path in (tmp_path / "in").iterdir()}
+        assert content(5) == (tmp_path / "new").read_bytes()
+
+    def test_what_is_there_is_not_sent_again(self, box, tmp_path):
+        """A file of the same size and time is left alone; `check` sees that its content differs."""
+        source = put(tmp_path / "a", 2 * MIB)
+        remote.push(box, source, str(tmp_path / "b"))
+        assert (0, 1) == ((done := remote.push(box, source, str(tmp_path / "b"))).files, done.same)
+        time = (tmp_path / "b").stat().st_mtime_ns
+        put(tmp_path / "b", 2 * MIB, seed=1)
+        os.utime(tmp_path / "b", ns=(time, time))
+        assert 1 == remote.push(box, source, str(tmp_path / "b"), check=True).files
+        assert content(2 * MIB) == (tmp_path / "b").read_bytes()
+
+    def test_only_blocks_that_differ_are_sent(self, box, tmp_path):
+        """Of an older version there, equal blocks are taken from it."""
+        source = put(tmp_path / "a", 8 * MIB)
+        older = bytearray(content(8 * MIB))
+        older[3 * MIB] ^= 1
+        (tmp_path / "b").write_bytes(older + b"more")
+        done = remote.push(box, source, str(tmp_path / "b"))
+        assert (MIB, 7 * MIB) == (done.sent, done.kept)
+        assert content(8 * MIB) == (tmp_path / "b").read_bytes()
+
+    @pytest.mark.parametrize(
+        ("links", "expected"), [("copy", ["in", "real"]), ("follow", ["in", "out", "real"]), ("skip", ["real"])]
+    )
+    def test_links_as_asked(self, box, tmp_path, links, expected):
+        """Links are copied where they stay inside, followed, or left out; what is left out is told."""
+        put(tmp_path / "t/real", 5)
+        put(tmp_path / "outside", 6)
+        (tmp_path / "t/in").symlink_to("real")
+        (tmp_path / "t/out").symlink_to("../outside")
+        (tmp_path / "t/loop").symlink_to(".") if links == "follow" else None
+        done = remote.push(box, tmp_path / "t", str(tmp_path / "u"), links=links)
+        assert expected == sorted(path.name for path in (tmp_path / "u").iterdir())
+        assert (links == "copy") == (tmp_path / "u/in").is_symlink()
+        assert {"copy": 1, "follow": 1, "skip": 2}[links] == len(done.notes)
+
+    def test_dry_run_writes_nothing(self, box, tmp_path):
+        """It names what would be sent and deleted."""
+        put(tmp_path / "t/a", 5)
+        put(tmp_path / "u/b", 5)
+        done = remote.sync(box, tmp_path / "t", str(tmp_path / "u"), delete=True, dry_run=True)
+        assert (("a",), ("b",)) == (done.names, done.deleted)
+        assert ["b"] == [path.name for path in (tmp_path / "u").iterdir()]
+
+    @pytest.mark.parametrize("down", [False, True])
+    def test_sync_deletes_only_when_asked(self, box, tmp_path, down):
+        """The contents become the same; what is too much goes with `delete`."""
+        put(tmp_path / "t/d/a", 5)
+        put(tmp_path / "u/old/x", 5)
+        source, dst = tmp_path / "t", tmp_path / "u"
+        remote.sync(box, source, dst, down=down)
+        assert {"d", "old"} == {path.name for path in dst.iterdir()}
+        assert ("old",) == remote.sync(box, source, dst, down=down, delete=True).deleted
+        assert {"d"} == {path.name for path in dst.iterdir()}
+
+    def test_several_streams(self, box, tmp_path, monkeypatch):
+        """A push over a long link is striped over several channels, and arrives the same."""
+        monkeypatch.setattr("nbkit.remote.transfer._LONG_S", 0.0)
+        source = put(tmp_path / "a", 33 * MIB + 5)
+        remote.push(box, source, str(tmp_path / "b"))
+        assert content(33 * MIB + 5) == (tmp_path / "b").read_bytes()
+
+    def test_progress_is_told(self, box, tmp_path):
+        """The last word is that everything is over."""
+        told = []
+        remote.push(box, put(tmp_path / "a", 3 * MIB), str(tmp_path / "b"), progress=told.append)
+        assert (3 * MIB, 3 * MIB) == (told[-1].done, told[-1].total)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("way", "source", "dst", "message", "fix"),
+        [
+            ("push", "none", "x", "Cannot read .*none: No such file", "ls -la"),
+            ("pull", "none", "x", "127.0.0.1.*cannot read .*none: No such file", "ls -la"),
+            ("push", "a", "no/where/x", "there is no folder .*no/where", "--parents"),
+            ("pull", "a", "no/where/x", "There is no folder .*no/where", "--parents"),
+            ("push", "t", "file", "file is a file, not a folder", "move it aside"),
+            ("push", "a", "has-folder", "has-folder/a is a folder, and a file was to go there", "move it aside"),
+            ("push", "fifo", "x", "neither a file nor a folder", "name a file"),
+            ("push", "a/", "x", "Cannot read .*a/: Not a directory", "/ behind it"),
+        ],
+    )
+    def test_by_its_cause(self, box, tmp_path, way, source, dst, message, fix):
+        """What cannot be done is said with its cause and a fix, and what stood there still does."""
+        put(tmp_path / "a", 5)
+        put(tmp_path / "t/x", 5)
+        put(tmp_path / "file", 6)
+        (tmp_path / "has-folder/a").mkdir(parents=True)
+        os.mkfifo(tmp_path / "fifo")
+        slash = "/" if source.endswith("/") else ""
+        with pytest.raises(TransferError, match=message) as caught:
+            move(box, way, f"{tmp_path / source}{slash}", tmp_path / dst)
+        assert fix in caught.value.hint
+        assert 1 == caught.value.exit_code
+        assert content(6) == (tmp_path / "file").read_bytes()
+
+    @pytest.mark.parametrize(
+        "entries",
+        [
+            [Entry(b"../x", "file", 1, 0o644, 0, b"")],
+            [Entry(b"/etc/x", "file", 1, 0o644, 0, b"")],
+            [Entry(b"a/../../x", "file", 1, 0o644, 0, b"")],
+            [Entry(b"..", "folder", 0, 0o755, 0, b"")],
+            [Entry(b"", "file", 1, 0o644, 0, b"")],
+            [Entry(b"a\0b", "file", 1, 0o644, 0, b"")],
+            [Entry(b"a", "device", 1, 0o644, 0, b"")],
+            [Entry(b"a", "link", 0, 0o777, 0, b"/etc")],
+            [Entry(b"a", "link", 0, 0o777, 0, b"../etc")],
+            [Entry(b"a", "link", 0, 0o777, 0, b"b"), Entry(b"a/x", "file", 1, 0o644, 0, b"")],
+            [Entry(b"a/x", "file", 1, 0o644, 0, b"")],
+            [Entry(b"a", "file", 1, 0o644, 0, b"")] * 2,
+        ],
+    )
+    def test_a_hostile_name_is_refused(self, tmp_path, entries):
+        """A sender that names what leads out of the destination is refused before anything is written."""
+        rows = [[frames.text(e.name), e.kind, e.size, e.mode, e.mtime_ns, frames.text(e.target)] for e in entries]
+        said = bytearray()
+        sent = frames.Frames(lambda view: 0, said.extend)
+        sent.put_json(frames.TREE, rows)
+        sent.put_json(frames.TREE_END, {"notes": [], "contents": False})
+        sent.flush()
+        stream = memoryview(bytes(said))
+
+        def read(view):
+            nonlocal stream
+            size = min(len(view), len(stream))
+            view[:size], stream = stream[:size], stream[size:]
+            return size
+
+        (tmp_path / "in").mkdir()
+        request = {"dst": str(tmp_path / "in"), "many": False, "contents": False, "parents": False, "check": False,
+                   "dry_run": False, "delete": False}  # fmt: skip
+        with pytest.raises(frames.StoppedError, match="refused"):
+            Receiver(frames.Frames(read, lambda data: None), request).run()
+        assert ["in"] == [path.name for path in tmp_path.iterdir()]
+        assert [] == list((tmp_path / "in").iterdir())
+
+    def test_no_way_through_a_link_that_stands_there(self, box, tmp_path):
+        """A link at the destination is not followed: what it leads to is not written to."""
+        put(tmp_path / "t/d/x", 5)
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "u").mkdir()
+        (tmp_path / "u/d").symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(TransferError, match="is no folder, and a folder was to go there"):
+            remote.sync(box, tmp_path / "t", str(tmp_path / "u"))
+        assert [] == list((tmp_path / "elsewhere").iterdir())
+
+    @pytest.mark.parametrize(
+        ("name", "target", "expected"),
+        [
+            (b"t/a", b"b", True),
+            (b"t/d/a", b"../b", True),
+            (b"t/a", b"../b", False),
+            (b"t/a", b"d/../b", False),
+            (b"t/a", b"/t/b", False),
+        ],
+    )
+    def test_where_a_link_leads(self, name, target, expected):
+        """A link stays inside its top, and does not climb out of what another link may lead to."""
+        assert expected == stays_inside(name, target, contents=False)
+
+    def test_good_names_are_not(self):
+        """Three dots, a leading dash and any byte but NUL and / are names."""
+        check([Entry(name, "file", 1, 0o644, 0, b"") for name in NASTY], contents=False)
+
+    def test_two_writers_of_one_file(self, box, tmp_path):
+        """The second transfer to a name is refused while the first holds its part."""
+        part = Part(os.fsencode(tmp_path / "b"), go_on=False)
+        with pytest.raises(TransferError, match="another transfer is writing"):
+            remote.push(box, put(tmp_path / "a", 5), str(tmp_path / "b"))
+        part.leave()
+
+    @pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+    @WAYS
+    def test_no_permission(self, box, tmp_path, way):
+        """A folder that cannot be written is named."""
+        (tmp_path / "in").mkdir(mode=0o500)
+        with pytest.raises(TransferError, match="no permission to write"):
+            move(box, way, put(tmp_path / "a", 5), tmp_path / "in")
+
+    def test_no_python_there(self, server, tmp_path):
+        """A box without that Python is said to have none."""
+        with remote.connect("box", config=server.config, python="/no/python") as box, pytest.raises(
+            Exception, match="has no Python at '/no/python'"
+        ):  # fmt: skip
+            remote.push(box, put(tmp_path / "a", 5), str(tmp_path / "b"))
+
+
+class TestFaults:
+    @WAYS
+    def test_resume_sends_what_is_missing(self, box, tmp_path, way):
+        """Of a part, blocks that are right are kept; a damaged one is sent again."""
+        source = put(tmp_path / "a", 10 * MIB)
+        part = tmp_path / os.fsdecode(part_of(b"b"))
+        damaged = bytearray(content(10 * MIB)[: 6 * MIB + 99])
+        damaged[2 * MIB + 5] ^= 1
+        part.write_bytes(damaged)
+        done = move(box, way, source, tmp_path / "b")
+        assert (5 * MIB, 5 * MIB) == (done.kept, done.sent)
+        assert content(10 * MIB) == (tmp_path / "b").read_bytes()
+
+    @WAYS
+    def test_a_cut_leaves_a_part_and_the_old_file(self, tmp_path, way):
+        """The link is cut in the middle: the old file still stands, and the next transfer goes on."""
+        source = put(tmp_path / "a", 64 * MIB)
+        (tmp_path / "b").write_bytes(b"old")
+        with sshd.running(tmp_path / "sshd") as server:
+
+            def cut(now):
+                if now.done > 8 * MIB:
+                    server.cut()
+
+            with (
+                remote.connect("box", config=server.config) as box,
+                pytest.raises(UnreachableError, match="broke") as caught,
+            ):
+                move(box, way, source, tmp_path / "b", progress=cut)
+            assert "goes on where it stopped" in caught.value.hint
+            assert b"old" == (tmp_path / "b").read_bytes()
+            with remote.connect("box", config=server.config) as box:
+                done = move(box, way, source, tmp_path / "b")
+        assert content(64 * MIB) == (tmp_path / "b").read_bytes()
+        assert done.kept + done.sent == 64 * MIB
+        assert done.kept >= 4 * MIB
+        assert [] == parts(tmp_path)
+
+    def test_a_source_that_changes_is_not_taken(self, box, tmp_path):
+        """A file that changes while it is sent does not arrive; the others do."""
+        put(tmp_path / "t/a", 64 * MIB)
+        put(tmp_path / "t/b", 5)
+
+        def change(now):
+            if now.done < 64 * MIB:
+                (tmp_path / "t/a").write_bytes(b"other")
+
+        with pytest.raises(TransferError, match="a: changed while it was being sent"):
+            remote.push(box, tmp_path / "t", str(tmp_path / "u"), progress=change)
+        assert ["b"] == [path.name for path in (tmp_path / "u").glob("[!.]*")]
+
+    @pytest.mark.skipif(os.getuid() != 0, reason="needs root to mount a small disk")
+    @WAYS
+    def test_a_full_disk(self, box, tmp_path, way):
+        """No room is seen before the first byte, and nothing is written."""
+        with chaos.small_disk(tmp_path / "disk", 8 * MIB) as disk:
+            with pytest.raises(TransferError, match=r"[Nn]ot enough room: .* GiB to come"):
+                move(box, way, put(tmp_path / "a", 9 * MIB), disk / "b")
+            assert [] == list(disk.iterdir())
+
+    def test_a_little_chaos(self, tmp_path):
+        """The quick form of the faults: nothing corrupt, nothing partial under its own name."""
+        tally = chaos.run(tmp_path, seed=1, cuts=6, kills=2, corrupted=4, full=2 if os.getuid() == 0 else 0, changed=1)
+        assert (0, 0) == (tally.corrupt, tally.early)
+        assert tally.tried >= 13
+
+
+class TestCommand:
+    def nbkit(self, server, *words, folder):
+        command = [sys.executable, "-m", "nbkit.cli", words[0], "-F", str(server.config), *words[1:]]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+
+    def test_there_and_back(self, server, tmp_path):
+        """push, pull and sync as a user types them; `--json` says what was done."""
+        put(tmp_path / "a", 5)
+        there = tmp_path / "there"
+        done = self.nbkit(server, "push", "a", f"box:{there}/", "--parents", "--json", folder=tmp_path)
+        assert (0, 5) == (done.returncode, json.loads(done.stdout)["bytes"]), done.stderr
+        assert 0 == self.nbkit(server, "pull", f"box:{there}/a", "b", folder=tmp_path).returncode
+        assert content(5) == (tmp_path / "b").read_bytes()
+        done = self.nbkit(server, "sync", f"box:{there}", "here", folder=tmp_path)
+        assert "1 file, 5 B" in done.stdout
+        assert content(5) == (tmp_path / "here/a").read_bytes()
+
+    @pytest.mark.parametrize(
+        ("words", "code", "message"),
+        [
+            (("push", "a", "b"), 2, "is not HOST:PATH"),
+            (("pull", "box:a", "other:b", "."), 2, "one host"),
+            (("sync", "a", "b"), 2, "one of SRC and DST"),
+            (("push", "none", "box:"), 1, "Cannot read none"),
+        ],
+    )
+    def test_wrong_use(self, server, tmp_path, words, code, message):
+        """Bad words end with exit code 2, a missing file with 1."""
+        done = self.nbkit(server, *words, folder=tmp_path)
+        assert code == done.returncode
+        assert message in done.stderr
