@@ -1,9 +1,14 @@
-"""A TCP proxy on loopback that adds a delay, and cuts where it is told to."""
+"""A TCP proxy on loopback that adds a delay, and cuts where it is told to.
+
+python -m tests.delay_proxy PORT DELAY_S    prints its own port, and passes on until its stdin ends
+"""
 
 from __future__ import annotations
 
 import contextlib
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import deque
@@ -123,3 +128,19 @@ def delayed(target: int, delay_s: float, *, cut_after: int | None = None) -> Ite
         yield proxy
     finally:
         proxy.close()
+
+
+@contextlib.contextmanager
+def apart(target: int, delay_s: float) -> Iterator[int]:
+    """The port of a proxy in a process of its own, which takes no time from the one that is measured."""
+    command = [sys.executable, "-m", "tests.delay_proxy", str(target), str(delay_s)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield int(process.stdout.readline())
+        process.communicate(timeout=10)
+
+
+if __name__ == "__main__":
+    with delayed(int(sys.argv[1]), float(sys.argv[2])) as running:
+        print(running.port, flush=True)
+        sys.stdin.read()

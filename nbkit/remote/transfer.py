@@ -11,6 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -191,7 +192,9 @@ def _send(box: Box, request: dict[str, Any], progress: Callable[[Progress], None
 
         def widen(path: str, total: int) -> list[Callable[[frames.Bytes], Any]]:
             count = min(_STREAMS - 1, total // (4 * frames.BLOCK))
-            return [_helper(box, path, number, helpers).write for number in range(1, count + 1)]
+            with ThreadPoolExecutor(count) as pool:  # each takes several round trips
+                started = list(pool.map(lambda number: _helper(box, path, number), range(1, count + 1)))
+            return [helpers.enter_context(process).write for process in started]
 
         far = box.session.round_trip() > _LONG_S
         done = Sender(link, request, _paced(progress, start), widen if far else None).run()
@@ -212,8 +215,9 @@ def _receive(box: Box, request: dict[str, Any], progress: Callable[[Progress], N
     return _transferred({**done, "sent": done["bytes"] - done["kept"]}, start)
 
 
-def _helper(box: Box, path: str, number: int, helpers: contextlib.ExitStack) -> Process:
-    process = helpers.enter_context(box.session.start(program.command(box.python)))
+def _helper(box: Box, path: str, number: int) -> Process:
+    """A command there that lends its stdin to the transfer at the socket `path`."""
+    process = box.session.start(program.command(box.python))
     process.write(program.opening(program.text("join"), {"path": path, "number": number}))
     return process
 
