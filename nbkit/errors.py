@@ -70,6 +70,12 @@ class HostNameError(NbkitError):
     exit_code = 2
 
 
+class UnknownReferenceError(NbkitError):
+    """A reference to a model or data, such as `hf://org/model`, in a form that names nothing."""
+
+    exit_code = 2
+
+
 class SshConfigError(NbkitError):
     """An ssh configuration that cannot be read or carried out; names the file and the line where there is one."""
 

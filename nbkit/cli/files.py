@@ -47,16 +47,32 @@ _PARENTS = click.option("--parents", is_flag=True, help="Make the folders that D
 @click.command(
     help=f"Send files and folders to a host.\n\n{HOST} DST is a folder that they go into, or the new name of the only one; "
     f"it starts at the home folder. {_CHECKED}\n\n\b\nExamples:\n  nbkit push data.jsonl gpu-box:\n"
-    "  nbkit push models/base gpu-box:models/ --parents"
+    "  nbkit push models/base gpu-box:models/ --parents\n"
+    "  nbkit push hf://ORG/MODEL@COMMIT gpu-box:\n\n"
+    "hf://ORG/MODEL and hf://datasets/ORG/NAME go into the hub's cache on the host (DST: another one), downloaded there "
+    "where it has a network, else here. Each file is checked against the hub's digest; pickled weights are left out."
 )
 @click.argument("sources", nargs=-1, required=True, metavar="SRC...")
 @click.argument("dst", metavar="HOST:DST")
 @_PARENTS
+@click.option("--allow-pickle", is_flag=True, help="With hf://: pickled weights too. Loading one can run code.")
 @_options
-def push(sources: tuple[str, ...], dst: str, config: str | None, python: str, as_json: bool, **options: Any) -> None:
+def push(
+    sources: tuple[str, ...],
+    dst: str,
+    config: str | None,
+    python: str,
+    as_json: bool,
+    allow_pickle: bool,
+    **options: Any,
+) -> None:
     from nbkit import remote
+    from nbkit.remote.references import is_reference
 
     host, path = _place(dst)
+    if any(is_reference(source) for source in sources):
+        _push_reference(host, path, sources, config, python, as_json, allow_pickle)
+        return
     _run(host, config, python, as_json, options, lambda box, more: remote.push(box, sources, path, **more))
 
 
@@ -147,6 +163,31 @@ def _run(
         click.echo(json.dumps(asdict(done), indent=2))
     else:
         _report(done, dry_run=options["dry_run"])
+
+
+def _push_reference(
+    host: str,
+    path: str,
+    sources: tuple[str, ...],
+    config: str | None,
+    python: str,
+    as_json: bool,
+    allow_pickle: bool,
+) -> None:
+    from nbkit import remote
+    from nbkit.remote import hub, references
+
+    if len(sources) > 1:
+        raise click.UsageError("a reference is pushed alone")
+    reference, meter = references.parse(sources[0]), _Meter()
+    if not isinstance(reference, references.HubReference):
+        raise click.UsageError(f"{reference} cannot be pushed yet")
+    with remote.connect(host, config=config, python=python) as box:
+        try:
+            done = hub.push(box, reference, path, allow_pickle=allow_pickle, progress=meter.tell)
+        finally:
+            meter.end()
+    click.echo(json.dumps(done.as_dict(), indent=2) if as_json else str(done))
 
 
 def _report(done: Transferred, *, dry_run: bool) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from typing import Any
 
@@ -58,6 +61,53 @@ def call(
     """
     result = session.run(command(python), input=opening(source, request), timeout_s=timeout_s)
     return answer(session, result.stdout, result.stderr, result.status, python)
+
+
+def follow(
+    session: Session,
+    source: str,
+    request: Mapping[str, Any],
+    tell: Callable[[dict[str, Any]], None],
+    *,
+    python: str = "python3",
+) -> dict[str, Any]:
+    """As `call`, for a program that takes long: each object that it prints before its answer is given to `tell`.
+
+    Raises: as `call`; without a time limit, for a dead link is noticed.
+    """
+    with session.start(command(python)) as process:
+        process.write(opening(source, request))
+        process.close_stdin()
+        last = _told(iter(lambda: process.read(65536), b""), tell)
+        return answer(session, last, process.stderr, process.wait(), python)
+
+
+def here(source: str, request: Mapping[str, Any], tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Run a program of ours on this machine and return its answer, an {"error": ...} too; see `follow`."""
+    line = ["sh", "-c", command(shlex.quote(sys.executable))]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(opening(source, request))
+            process.stdin.close()
+            found: dict[str, Any] = json.loads(_told(process.stdout, tell))
+        except BaseException:
+            process.kill()
+            raise
+        return found
+
+
+def _told(pieces: Iterable[bytes], tell: Callable[[dict[str, Any]], None]) -> bytes:
+    """The last line of an output that arrives in pieces; each line before it that holds an object goes to `tell`."""
+    last = rest = b""
+    for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            with contextlib.suppress(ValueError):  # a line of the login shell's start-up files, or no line yet
+                tell(dict(json.loads(last)))
+            last = line
+    return rest or last
 
 
 def answer(session: Session, stdout: bytes, stderr: bytes, status: int, python: str) -> dict[str, Any]:
