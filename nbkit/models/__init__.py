@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from nbkit.models.embedded import embedded
+from nbkit.models.encoder import encoder
 from nbkit.models.prepare import Repairs, prepare
 from nbkit.models.resolve import resolve
 from nbkit.models.selftest import SelfTest, self_test
 
-__all__ = ["Repairs", "SelfTest", "embedded", "prepare", "resolve", "self_test"]
+__all__ = ["Repairs", "SelfTest", "embedded", "encoder", "prepare", "resolve", "self_test"]

