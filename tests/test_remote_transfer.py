@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -351,6 +353,7 @@ class TestFaults:
         tally = chaos.run(tmp_path, seed=1, cuts=6, kills=2, corrupted=4, full=2 if os.getuid() == 0 else 0, changed=1)
         assert (0, 0) == (tally.corrupt, tally.early)
         assert tally.tried >= 13
+        assert tally.most_resent <= 8 * MIB
 
 
 class TestCommand:
@@ -369,6 +372,23 @@ class TestCommand:
         done = self.nbkit(server, "sync", f"box:{there}", "here", folder=tmp_path)
         assert "1 file, 5 B" in done.stdout
         assert content(5) == (tmp_path / "here/a").read_bytes()
+
+    def test_ctrl_c_says_how_to_go_on(self, server, tmp_path):
+        """Ctrl-C ends with 130, leaves nothing under the final name and says how to go on; the same command then does."""
+        source, dst = put(tmp_path / "a", 128 * MIB), tmp_path / "b"
+        command = [sys.executable, "-m", "nbkit.cli", "push", "-F", str(server.config), str(source), f"box:{dst}"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            part = tmp_path / os.fsdecode(part_of(b"b"))
+            while process.poll() is None and not (part.exists() and part.stat().st_size > 2 * MIB):
+                time.sleep(0.001)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=30)
+        assert 130 == process.returncode, said
+        assert "the same command goes on" in said
+        assert not dst.exists()
+        assert part.exists()
+        assert 0 == self.nbkit(server, "push", str(source), f"box:{dst}", folder=tmp_path).returncode
+        assert content(128 * MIB) == dst.read_bytes()
 
     @pytest.mark.parametrize(
         ("words", "code", "message"),

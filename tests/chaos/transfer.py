@@ -3,7 +3,8 @@
     python -m tests.chaos.transfer --seed 1
 
 After each fault the same transfer is done again, undisturbed. Counted: files that are not the source's (corrupt), names
-that were taken by something that was neither the old file nor the new one (early), and the bytes sent twice (resent).
+that were taken by something that was neither the old file nor the new one (early), and the most bytes that a cut had sent
+twice (resent).
 """
 
 from __future__ import annotations
@@ -83,15 +84,17 @@ class Chaos:
         with remote.connect("box", config=config) as box:
             return remote.sync(box, self.source, str(dst), down=not up, **options)  # type: ignore[arg-type]
 
-    def again(self, dst: Path, *, up: bool) -> None:
-        """The same, undisturbed; then everything must be right."""
-        held = sum(path.stat().st_size // MIB * MIB for path in dst.glob(".big*"))
+    def again(self, dst: Path, *, up: bool, over: int | None = None) -> None:
+        """The same, undisturbed; then everything must be right.
+
+        Args:
+            over: Bytes that went over the link before: with those of now, what exceeds the files was sent twice.
+        """
         self.look(dst, final=False)
-        had = [path for path in self.source.iterdir() if not (dst / path.name).exists() or path.name == "big"]
         done = self.move(self.server.config, dst, up=up)
-        if held:
-            due = sum(path.stat().st_size for path in had) - held
-            self.tally.most_resent = max(self.tally.most_resent, done.sent - due)
+        if over is not None:
+            size = sum(path.stat().st_size for path in self.source.iterdir())
+            self.tally.most_resent = max(self.tally.most_resent, over + done.sent - size)
         self.look(dst, final=True)
         self.tally.corrupt += len(list(dst.glob(".*.nbkit-part")))
         self.tally.tried += 1
@@ -108,7 +111,7 @@ class Chaos:
                 self.move(config, dst, up=up)
             except NbkitError as error:
                 self.tally.note(error)
-        self.again(dst, up=up)
+        self.again(dst, up=up, over=after)
 
     def _through(self, port: int) -> Path:
         path = self.folder / "through"
@@ -181,8 +184,7 @@ class Chaos:
             if number % 3:
                 filler.start()
             else:
-                fill_now = 2 * _SIZE - room
-                ballast.write_bytes(bytes(fill_now))
+                ballast.write_bytes(bytes(2 * _SIZE - room))
             try:
                 self.move(self.server.config, dst, up=up)
             except NbkitError as error:
