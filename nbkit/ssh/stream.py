@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 WINDOW = 2 * 1024 * 1024  # bytes in flight towards us, a channel; OpenSSH's own, and what a long link outgrows
 _MOST_WINDOW = 64 * 1024 * 1024
 PACKET = 32 * 1024
-_ACKS = 8  # a window
+_ACKS = 4  # a window
 
 
 class Sink(Protocol):

@@ -26,7 +26,7 @@ _LEAST_READ = 64 * 1024  # room for it is made before a read
 _LONGEST_LINE = 8192  # of the version banner
 _TAG = 16
 _CHANNEL_DATA = 94
-_DATA_HEAD = 8  # channel, length
+_DATA_HEAD = 9  # number, channel, length
 _BLOCK = 16
 
 
@@ -52,8 +52,9 @@ class Wire(Packetizer):  # type: ignore[misc]  # paramiko is not typed
         self._buffer = bytearray(3 * _LARGEST_PACKET)
         self._view = memoryview(self._buffer)
         self._at = self._end = 0  # what was read and not taken yet
-        self._plain = bytearray(_LARGEST_PACKET)
+        self._plain = bytearray(2 * _LARGEST_PACKET)  # of a packet, or of several of one channel
         self._plain_view = memoryview(self._plain)
+        self._ahead = b""  # a packet that was decrypted and not taken yet
         self.heard = 0
         self.banner_text = ""
         self._open_engine: Any = None
@@ -144,48 +145,87 @@ class Wire(Packetizer):  # type: ignore[misc]  # paramiko is not typed
         if self._open_engine is None:
             return super().read_message()  # type: ignore[no-any-return]  # same
         while True:
-            number, body = self._open()
-            if number == _CHANNEL_DATA and self._delivered(body):
-                if self.need_rekey():
-                    raise NeedRekeyException
-                continue
-            message = Message(bytes(body))
+            payload = self._payload()
+            if payload[0] == _CHANNEL_DATA:
+                payload = self._joined(payload)
+                if self.deliver(int.from_bytes(payload[1:5]), payload[_DATA_HEAD:]):
+                    if self.need_rekey():
+                        raise NeedRekeyException
+                    continue
+            message = Message(bytes(payload[1:]))
             message.seqno = (self._in_number - 1) & 0xFFFFFFFF
-            return number, message
+            return payload[0], message
 
-    def _delivered(self, body: memoryview) -> bool:
-        if len(body) < _DATA_HEAD or int.from_bytes(body[4:8]) != len(body) - _DATA_HEAD:
-            raise SSHException("A packet of channel data has a wrong length")
-        return self.deliver(int.from_bytes(body[:4]), body[_DATA_HEAD:])
+    def _payload(self) -> memoryview:
+        """The next packet, from the second byte of the plain buffer: its number and the rest."""
+        if not self._ahead:
+            return self._open(0)
+        payload = self._plain_view[1 : 1 + len(self._ahead)]
+        payload[:] = self._ahead
+        self._ahead = b""
+        return payload
 
-    def _open(self) -> tuple[int, memoryview]:
-        """Decrypt the next packet: its number and the rest, which is overwritten by the one after."""
-        self._fill(4, check_rekey=True)
-        header = self._view[self._at : self._at + 4]
-        size = int.from_bytes(header)
+    def _joined(self, payload: memoryview) -> memoryview:
+        """A packet of channel data, and the data of those of its channel that were read behind it, as one packet.
+
+        Each is decrypted to where its data follows the data before. Its head lies on the end of that, which is put back.
+        """
+        _check_data(payload)
+        channel, end = bytes(payload[1:5]), 1 + len(payload)
+        while end < _LARGEST_PACKET and self._more_waits():
+            at = end - 1 - _DATA_HEAD
+            covered = bytes(self._plain_view[at:end])
+            more = self._open(at)
+            joins = more[0] == _CHANNEL_DATA and more[1:5] == channel
+            if joins:
+                _check_data(more)
+            else:
+                self._ahead = bytes(more)
+            self._plain_view[at:end] = covered
+            if not joins:
+                break
+            end = at + 1 + len(more)
+        payload = self._plain_view[1:end]
+        payload[5:9] = (end - 1 - _DATA_HEAD).to_bytes(4)
+        return payload
+
+    def _more_waits(self) -> bool:
+        """True when the next packet has been read to its end."""
+        at = self._at
+        return self._end - at >= 4 + int.from_bytes(self._view[at : at + 4]) + _TAG
+
+    def _open(self, to: int) -> memoryview:
+        """Decrypt the next packet to place `to` of the plain buffer; returns its number and the rest of it there."""
+        if self._end - self._at < 4:
+            self._fill(4, check_rekey=True)
+        size = int.from_bytes(self._view[self._at : self._at + 4])
         if size > _LARGEST_PACKET or size < _BLOCK or size % _BLOCK:
             raise SSHException(f"The server announced a packet of {size} bytes; it is damaged or hostile")
         whole = 4 + size + _TAG
         if self._end - self._at < whole:
             self._fill(whole)
-            header = self._view[self._at : self._at + 4]  # it may have moved
+        at = self._at
         fixed, counter = self._open_iv
-        sealed = self._view[self._at + 4 : self._at + whole]
         try:
-            self._open_engine.decrypt_into(fixed + counter.to_bytes(8), sealed, header, self._plain_view[:size])
+            self._open_engine.decrypt_into(
+                fixed + counter.to_bytes(8),
+                self._view[at + 4 : at + whole],
+                self._view[at : at + 4],
+                self._plain_view[to : to + size],
+            )
         except InvalidTag as error:
             raise SSHException("A packet was changed on its way (AES-GCM tag)") from error
         self._open_iv = (fixed, (counter + 1) % 2**64)
-        self._at += whole
-        padding = self._plain[0]
+        self._at = at + whole
+        padding = self._plain[to]
         if padding < 4 or padding + 2 > size:
             raise SSHException("A packet has wrong padding")
         self._in_bytes += whole
         self._in_packets += 1
-        if not self.need_rekey() and (self._in_bytes >= self.REKEY_BYTES or self._in_packets >= self.REKEY_PACKETS):
+        if (self._in_bytes >= self.REKEY_BYTES or self._in_packets >= self.REKEY_PACKETS) and not self.need_rekey():
             self._trigger_rekey()
         self._in_number = (self._in_number + 1) & 0xFFFFFFFF
-        return self._plain[1], self._plain_view[2 : size - padding]
+        return self._plain_view[to + 1 : to + size - padding]
 
     def reset_seqno_in(self) -> None:
         """Strict key exchange counts packets from nought again."""
@@ -265,7 +305,7 @@ class Wire(Packetizer):  # type: ignore[misc]  # paramiko is not typed
         return out[:at]
 
     def _ask_for_keys(self) -> None:
-        if not self.need_rekey() and (self._out_bytes >= self.REKEY_BYTES or self._out_packets >= self.REKEY_PACKETS):
+        if (self._out_bytes >= self.REKEY_BYTES or self._out_packets >= self.REKEY_PACKETS) and not self.need_rekey():
             self._trigger_rekey()
 
     @property
@@ -292,6 +332,11 @@ class Wire(Packetizer):  # type: ignore[misc]  # paramiko is not typed
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
         super().close()
+
+
+def _check_data(payload: memoryview) -> None:
+    if len(payload) < _DATA_HEAD or int.from_bytes(payload[5:9]) != len(payload) - _DATA_HEAD:
+        raise SSHException("A packet of channel data has a wrong length")
 
 
 def _split_iv(iv: bytes | None) -> tuple[bytes, int]:
