@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from nbkit.errors import HostKeyError, NbkitError
-from nbkit.ssh import connect, forward
+from nbkit.ssh import connect, forward, peers
 from nbkit.ssh.forward import PortTakenError
 from tests.sshd import free_port, need, running
 
@@ -329,6 +329,17 @@ class TestPort:
             subprocess.run(["bash", "-c", f"for i in 1 2 3 4 5; do printf secret >/dev/tcp/127.0.0.1/{fwd.local_port}; done"],
                            user=65534, group=65534, extra_groups=[], cwd="/", check=False, timeout=WAIT_S)  # fmt: skip
             until(lambda: fwd.refused == 5, "not all were refused")
+
+    @pytest.mark.skipif(not peers.can_tell(), reason="needs Linux, which tells who owns a socket")
+    @pytest.mark.parametrize("asks", [peers.ours, lambda found, _: peers._in_table(found)], ids=["netlink", "table"])
+    def test_a_socket_that_is_closed_is_nobodys(self, asks):
+        """An open connection of ours counts as ours, by either way of asking; once it is closed it does not."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            with socket.create_connection(listener.getsockname()):
+                connection, peer = listener.accept()
+                assert {peer} == asks([peer, ("127.0.0.1", 1)], listener.getsockname())
+            with connection:
+                assert set() == asks([peer], listener.getsockname())
 
 
 class TestCommandLine:

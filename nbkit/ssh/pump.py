@@ -13,7 +13,6 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from nbkit.errors import NbkitError
@@ -166,6 +165,7 @@ class Pump(threading.Thread):
         self._stopping = False
         self._wake_in, self._wake_out = socket.socketpair()
         self._awake = False
+        self._buffer = memoryview(bytearray(_READ_BYTES))
         self._poll = selectors.DefaultSelector()
         for sock in (listener, self._wake_in, self._wake_out):
             sock.setblocking(False)
@@ -240,7 +240,7 @@ class Pump(threading.Thread):
         with contextlib.suppress(OSError):  # nothing more, or no descriptors left: those who wait are taken later
             while len(taken) < _MOST_ACCEPTS:
                 taken.append(self._listener.accept())
-        allowed = peers.ours(address for _, address in taken) if self._check and taken else None
+        allowed = peers.ours((a for _, a in taken), self._listener.getsockname()) if self._check and taken else None
         for sock, address in taken:
             if (allowed is not None and address not in allowed) or len(self._waiting) >= _MOST_WAITING:
                 self.refused += 1
@@ -271,14 +271,14 @@ class Pump(threading.Thread):
 
     def _read(self, connection: Connection) -> None:
         try:
-            data = connection.sock.recv(_READ_BYTES)
+            got = connection.sock.recv_into(self._buffer)
         except BlockingIOError:
             return
         except OSError:
             connection.gone = True
             return
-        if data:
-            connection.pending = memoryview(data)
+        if got:
+            connection.pending = memoryview(bytes(self._unsent(connection, self._buffer[:got])))
         else:
             connection.local_end = True
 
@@ -294,7 +294,7 @@ class Pump(threading.Thread):
         stream = connection.stream
         if connection.open and stream is not None and not connection.gone:
             if connection.pending:
-                connection.pending = self._sent(connection, stream.send_now)
+                connection.pending = self._unsent(connection, connection.pending)
             if connection.local_end and not connection.pending and not stream.eof_sent:
                 with contextlib.suppress(Exception):
                     stream.send_eof()
@@ -313,9 +313,11 @@ class Pump(threading.Thread):
         )
 
     @staticmethod
-    def _sent(connection: Connection, send: Callable[[memoryview], int]) -> memoryview:
+    def _unsent(connection: Connection, data: memoryview) -> memoryview:
+        """Send; returns what the host has no room for."""
+        assert connection.stream is not None
         try:
-            return connection.pending[send(connection.pending) :]
+            return data[connection.stream.send_now(data) :]
         except Exception:  # the link broke: its own end tells everyone
             connection.gone = True
             return memoryview(b"")
