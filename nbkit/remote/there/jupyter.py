@@ -211,7 +211,8 @@ def check_versions() -> None:
         raise ProblemError(
             "%s has jupyter_server %s, which has known security holes; at least %s is needed"
             % (sys.executable, have, need),
-            "nbkit setup HOST      (or there: %s -m pip install -U 'jupyter_server>=%s' jupyterlab)" % (sys.executable, need),
+            "nbkit setup HOST      (or there: %s -m pip install -U 'jupyter_server>=%s' jupyterlab)"
+            % (sys.executable, need),
         )
 
 
