@@ -14,7 +14,7 @@ from pathlib import Path
 import paramiko
 import pytest
 
-from nbkit.errors import AuthenticationError, RemoteCommandError, UnreachableError
+from nbkit.errors import AuthenticationError, HostNameError, RemoteCommandError, UnreachableError
 from nbkit.ssh import TooLateError, connect
 from nbkit.ssh.text import plain
 from tests.ssh_hostile import Doorman, saying, serving
@@ -424,6 +424,13 @@ class TestCauses:
         """A name that does not resolve is said by name."""
         with pytest.raises(UnreachableError, match=r"no host 'nbkit-nowhere\.invalid'|No answer from DNS"):
             connect("nbkit-nowhere.invalid", config="none", ask=None, timeout_s=10)
+
+    @pytest.mark.parametrize("name", ["../x", "a..b", "a\udcffb", "a" * 64])
+    def test_what_no_name_can_be(self, name):
+        """A name that the resolver cannot even be asked for is wrong usage, not a host that is away."""
+        with pytest.raises(HostNameError, match="is not a host name") as caught:
+            connect(name, config="none", ask=None, timeout_s=10)
+        assert 2 == caught.value.exit_code
 
     def test_no_answer(self, visit):
         """A port that takes no connection (its queue is full) is given up after the time asked for."""

@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
-from nbkit.errors import NbkitError, SshConfigError, UnreachableError
+from nbkit.errors import HostNameError, NbkitError, SshConfigError, UnreachableError
 from nbkit.ssh.keys import Ask, Keyring
 from nbkit.ssh.known_hosts import Key, known_types
 from nbkit.ssh.resolve import resolve
@@ -244,6 +244,11 @@ def _tcp(hop: Hop, timeout_s: float) -> tuple[socket.socket, str]:
         raise UnreachableError(
             f"No answer from DNS for {hop.hostname} within {timeout_s:.0f} s.", hint="check the network, or the VPN"
         ) from None
+    if isinstance(found, UnicodeError):
+        raise HostNameError(
+            f"{hop.hostname!r} is not a host name: its parts between dots have 1 to 63 bytes each, in UTF-8.",
+            hint="write it as DNS has it, or give it a HostName in ~/.ssh/config",
+        ) from found
     if isinstance(found, Exception):
         raise UnreachableError(
             f"There is no host {hop.hostname!r}: {plain(str(found))}.",
