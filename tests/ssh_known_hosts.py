@@ -110,7 +110,9 @@ class Judge:
         self.keys = [good, good, good, *(public(key) for key in box.host_keys[1:]), public(box.key)]
 
     def difference(self, seed: int, folder: Path) -> tuple[str, str, str]:
-        """ "same", "LAXER", "stricter" or "DIFFERENT" (both refuse, for another reason), ssh's word and ours."""
+        """ "same", "LAXER", "stricter" (ssh takes it, or overlooks a revocation: see `nbkit.ssh.trust`) or "DIFFERENT" (both
+        refuse, for another reason), ssh's word and ours.
+        """
         rng = random.Random(seed)
         alias = rng.choice(["", "", rng.choice(ALIASES)])
         host = rng.choice(["127.0.0.1", "localhost"])
@@ -121,5 +123,11 @@ class Judge:
         theirs, ours = ask_ssh(self.box, files, host, alias), ask_nbkit(self.box, files, host, alias)
         if theirs is ours:
             return "same", theirs.value, ours.value
-        kind = "LAXER" if ours is Verdict.OK else "stricter" if theirs is Verdict.OK else "DIFFERENT"
+        kind = (
+            "LAXER"
+            if ours is Verdict.OK
+            else "stricter"
+            if Verdict.OK is theirs or Verdict.REVOKED is ours
+            else "DIFFERENT"
+        )
         return kind, theirs.value, ours.value
