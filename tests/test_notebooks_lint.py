@@ -259,6 +259,19 @@ class TestRuns:
         assert re.search(r"02_bad.ipynb +3 cells passed, 1 failed", said), said
         assert [bad, good] == sorted(tmp_path.iterdir(), reverse=True)
 
+    @pytest.mark.parametrize(("there", "names"), [(True, ["04_", "05_"]), (False, ["04_"])])
+    def test_smoke_of_all_leaves_out_what_needs_sshd(self, tmp_path, monkeypatch, capsys, there, names):
+        """Without sshd the practice box's notebook is skipped, and said to be."""
+        for name in ("04_eval.ipynb", "05_remote_gpu.ipynb"):
+            (tmp_path / name).write_text("{}")
+        ran = []
+        monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
+        monkeypatch.setattr(notebooks.system, "found", lambda program: there)
+        monkeypatch.setattr(notebook_runs, "smoke", lambda paths, report: ran.extend(path.name[:3] for path in paths))
+        notebooks.main(["smoke"])
+        assert names == ran
+        assert there != ("05 is skipped: sshd is not installed" in capsys.readouterr().out)
+
     def test_render_stores_what_may_be_committed(self, tmp_path):
         """Outputs are stored without stderr, paths or editor metadata, and then keep every rule."""
         cell = "import os, sys\nprint('warn', file=sys.stderr)\nprint(os.getcwd() + '/runs', sys.prefix)\nSTEPS"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -42,6 +43,15 @@ def gone(path: Path, within_s: float = 10.0) -> bool:
     return not path.exists()
 
 
+def processes_of(practice: remote.Practice) -> list[str]:
+    home, found = f"HOME={practice.folder / 'home'}".encode(), []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if home in (process / "environ").read_bytes().split(b"\0"):
+                found.append(process.name)
+    return found
+
+
 class TestPractice:
     def test_is_refused_before_it_is_trusted(self):
         """Its key is as unknown as any other until it is named."""
@@ -76,6 +86,18 @@ class TestPractice:
             assert folder.exists()
             os.kill(process.pid, number)
         assert gone(folder)
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="processes are found by /proc")
+    def test_closing_ends_what_was_started_on_it(self):
+        """A detached job does not train on for a box that is gone."""
+        sshd.need("sshd", "ssh-keygen")
+        with start_practice() as practice:
+            ssh.trust(practice.host, practice.fingerprint, config=practice.options["config"])
+            with nbkit.connect(practice.host, **practice.options) as box:
+                remote.start(box, write_a_run, {"rows": 1000}, name="long")
+            assert processes_of(practice)
+        assert [] == processes_of(practice)
+        assert not practice.folder.exists()
 
     def test_absent_sshd_is_said(self, monkeypatch):
         """Without sshd the error names the package."""

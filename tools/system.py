@@ -19,7 +19,7 @@ def provide() -> list[str]:
 
     Never asks for a password: elsewhere the tests that need a program are skipped, by name, with the way to install it.
     """
-    absent = {program: package for program, package in PROGRAMS.items() if not _found(program)}
+    absent = {program: package for program, package in PROGRAMS.items() if not found(program)}
     wanted = [package for program, package in absent.items() if program not in _ONLY_IN_CI or os.environ.get("CI")]
     if wanted and shutil.which("apt-get") and (sudo := _as_root()) is not None:
         print(f"tests: installing {', '.join(wanted)} (apt) ...", flush=True)
@@ -28,11 +28,12 @@ def provide() -> list[str]:
     return [
         f"{program} is not installed; its tests are skipped (Debian, Ubuntu: sudo apt-get install {package})"
         for program, package in absent.items()
-        if not _found(program)
+        if not found(program)
     ]
 
 
-def _found(program: str) -> bool:
+def found(program: str) -> bool:
+    """Whether a program is installed, also where only root looks."""
     return shutil.which(program, path=_PATH) is not None
 
 

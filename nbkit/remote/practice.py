@@ -21,8 +21,15 @@ from nbkit.errors import RemoteCommandError
 from nbkit.ssh.tokens import local_user
 
 _READY_S = 20.0
-# Ends sshd and removes the folder when its stdin ends: with our process, however that ends.
-_KEEPER = '"$1" -D -f "$2/sshd_config" -E "$2/sshd.log" & read -r _; kill $!; wait $!; rm -rf "$2"'
+# When its stdin ends, with our process, however that ends: ends sshd, ends what was started on the box (known by its
+# home folder; detached jobs too, which would write on into a folder that is gone), removes the folder.
+_KEEPER = """
+"$1" -D -f "$2/sshd_config" -E "$2/sshd.log" & read -r _; kill $!; wait $!
+while left=$(grep -lsxzF "HOME=$2/home" /proc/[0-9]*/environ | cut -d / -f 3); [ "$left" ]; do
+  kill -9 $left; sleep 0.05
+done
+rm -rf "$2"
+"""
 
 
 @dataclass
@@ -45,7 +52,7 @@ class Practice:
         return {"config": self.folder / "config", "python": shlex.quote(sys.executable)}
 
     def close(self) -> None:
-        """End the server and remove its folder."""
+        """End the server and, on Linux, what was started on it; remove its folder."""
         atexit.unregister(self.close)
         if self.keeper.stdin is not None:
             self.keeper.stdin.close()
