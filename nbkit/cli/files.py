@@ -50,7 +50,8 @@ _PARENTS = click.option("--parents", is_flag=True, help="Make the folders that D
     "  nbkit push models/base gpu-box:models/ --parents\n"
     "  nbkit push hf://ORG/MODEL@COMMIT gpu-box:\n\n"
     "hf://ORG/MODEL and hf://datasets/ORG/NAME go into the hub's cache on the host (DST: another one), downloaded there "
-    "where it has a network, else here. Each file is checked against the hub's digest; pickled weights are left out."
+    "where it has a network, else here. Each file is checked against the hub's digest; pickled weights are left out. "
+    "s3://, gs:// and gdrive:// are read by the host with its own credentials, else here; file:///PATH is a mount there."
 )
 @click.argument("sources", nargs=-1, required=True, metavar="SRC...")
 @click.argument("dst", metavar="HOST:DST")
@@ -175,16 +176,18 @@ def _push_reference(
     allow_pickle: bool,
 ) -> None:
     from nbkit import remote
-    from nbkit.remote import hub, references
+    from nbkit.remote import hub, references, stores
 
     if len(sources) > 1:
         raise click.UsageError("a reference is pushed alone")
     reference, meter = references.parse(sources[0]), _Meter()
-    if not isinstance(reference, references.HubReference):
-        raise click.UsageError(f"{reference} cannot be pushed yet")
     with remote.connect(host, config=config, python=python) as box:
         try:
-            done = hub.push(box, reference, path, allow_pickle=allow_pickle, progress=meter.tell)
+            done: hub.Fetched | stores.Stored
+            if isinstance(reference, references.HubReference):
+                done = hub.push(box, reference, path, allow_pickle=allow_pickle, progress=meter.tell)
+            else:
+                done = stores.push(box, reference, path, progress=meter.tell)
         finally:
             meter.end()
     click.echo(json.dumps(done.as_dict(), indent=2) if as_json else str(done))
