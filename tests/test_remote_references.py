@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 
+import nbkit.cli
 from nbkit.errors import ModelError, RemoteCommandError, UnknownReferenceError, UnreachableError
 from nbkit.remote import connect, hub, program
 from nbkit.remote.references import HubReference, StoreReference, parse
@@ -31,8 +33,14 @@ NO_HUB = "http://127.0.0.1:9"  # the discard port: refused at once
 
 
 @pytest.fixture(scope="module")
-def box(tmp_path_factory):
-    with sshd.running(tmp_path_factory.mktemp("sshd")) as server, connect("box", config=server.config) as box:
+def server(tmp_path_factory):
+    with sshd.running(tmp_path_factory.mktemp("sshd")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def box(server):
+    with connect("box", config=server.config) as box:
         yield box
 
 
@@ -200,6 +208,7 @@ class TestPush:
         """A data set goes where `load_dataset` looks; its .bin is data, its pickle is not brought."""
         fetched = hub.push(box, parse("hf://datasets/org/rows"), str(tmp_path))
         assert {"a.bin": b"1"} == snapshot(fetched)
+        assert f"Pin:  hf://datasets/org/rows@{COMMIT}" in str(fetched)
         assert Path(fetched.folder).is_relative_to(tmp_path / "datasets--org--rows")
 
     def test_one_file(self, box, served, tmp_path):
@@ -277,3 +286,26 @@ class TestThroughHere:
         monkeypatch.setenv("HF_ENDPOINT", "http://mirror.example")
         with pytest.raises(RemoteCommandError, match="is not https"):
             hub.push(box, REPO, str(tmp_path))
+
+
+class TestCommand:
+    def run(self, server: sshd.Sshd, *words: str) -> Result:
+        return CliRunner().invoke(nbkit.cli.main, ["push", *words, "-F", str(server.config)])
+
+    def test_push(self, server, served, tmp_path):
+        """`nbkit push hf://...` prints what came and how to pin it; with --json a script reads it."""
+        said = self.run(server, "hf://org/tiny", f"box:{tmp_path}")
+        assert (0, True) == (said.exit_code, f"Pin:  hf://org/tiny@{COMMIT}" in said.stdout)
+        told = json.loads(self.run(server, f"hf://org/tiny@{COMMIT}", f"box:{tmp_path}", "--json").stdout)
+        assert (COMMIT, 0, f"hf://org/tiny@{COMMIT}") == (told["commit"], told["bytes"], told["reference"])
+
+    def test_a_mount(self, server, tmp_path):
+        """`nbkit push file:///...` copies on the box."""
+        (tmp_path / "a").write_bytes(b"a")
+        assert 0 == self.run(server, f"file://{tmp_path}/a", f"box:{tmp_path}/into").exit_code
+        assert b"a" == (tmp_path / "into" / "a").read_bytes()
+
+    @pytest.mark.parametrize("sources", [["hf://org/tiny", "other"], ["ftp://host/x"], ["hf://"]])
+    def test_wrong_usage(self, server, sources):
+        """Two sources with a reference among them, and what is no reference, are usage errors."""
+        assert 2 == self.run(server, *sources, "box:").exit_code

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -135,9 +136,14 @@ class TestMount:
             stores.push(box, parse("file:///no/such/mount"), str(tmp_path))
 
 
-def test_a_missing_package_is_said(box, tmp_path):
-    """Where neither has the store's package, the extra that holds it is named."""
-    if importlib.util.find_spec("gdrive_fsspec"):
-        pytest.skip("gdrive_fsspec is installed")
-    with pytest.raises(MissingPackageError, match=r"gdrive_fsspec is not installed"):
-        stores.push(box, parse("gdrive://folder/data"), str(tmp_path))
+@pytest.mark.parametrize(
+    ("text", "package", "hint"),
+    [("gdrive://folder/data", "gdrive_fsspec", "rclone mount"), ("gs://bucket/data", "gcsfs", r"\[cloud\]")],
+)
+def test_a_missing_package_is_said(box, tmp_path, text, package, hint):
+    """Where neither machine can read a store, the way to it is named: the extra, or a mount."""
+    if importlib.util.find_spec(package):
+        pytest.skip(f"{package} is installed")
+    with pytest.raises(MissingPackageError, match=package) as caught:
+        stores.push(box, parse(text), str(tmp_path))
+    assert re.search(hint, caught.value.hint)

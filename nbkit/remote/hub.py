@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,8 @@ class Fetched:
         brought = f"{self.bytes / 1e6:.1f} MB downloaded {self.downloaded}"
         lines = [f"{name} at {self.commit}: {checked}; {brought}.", f"  In:   {self.folder}"]
         if not self.reference.pinned:
-            lines.append(f"  Pin:  hf://{name}@{self.commit}      ({self.reference.revision} may move)")
+            pinned = replace(self.reference, revision=self.commit)
+            lines.append(f"  Pin:  {pinned}      ({self.reference.revision} may move)")
         elif self.reference.kind == "models":
             lines.append(f'  Use:  from_pretrained("{name}", revision="{self.commit}")')
         if self.left_out:

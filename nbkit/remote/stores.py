@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from nbkit.errors import RemoteCommandError, require
+from nbkit.errors import MissingPackageError, RemoteCommandError, require
 from nbkit.remote import program
 from nbkit.remote.box import Box
 from nbkit.remote.references import STORES, StoreReference
@@ -80,9 +80,19 @@ def push(
     if why:
         if importlib.util.find_spec(package) is None and "refused" in told:
             raise RemoteCommandError(f"{box.host} cannot read {reference}: {why}.", hint=_CREDENTIALS)
-        require("fsspec", package, extra="cloud")
+        _need(package, reference)
         told, read = _through_here(box, reference, request, tell, why), f"here ({why})"
     return Stored(reference, told["place"], told["files"], told["bytes"], told["fetched"], dict(told["sha256"]), read)
+
+
+def _need(package: str, reference: StoreReference) -> None:
+    """Raises: MissingPackageError where this machine cannot read the store either."""
+    if reference.scheme == "gdrive" and importlib.util.find_spec(package) is None:
+        raise MissingPackageError(
+            f"Neither machine has {package}, which reads {reference}.",
+            hint="mount the drive on the box (rclone mount; on Colab drive.mount), then push file:///PATH of the mount",
+        )
+    require("fsspec", package, extra="cloud")
 
 
 _CREDENTIALS = (
