@@ -309,3 +309,16 @@ class TestCommand:
     def test_wrong_usage(self, server, sources):
         """Two sources with a reference among them, and what is no reference, are usage errors."""
         assert 2 == self.run(server, *sources, "box:").exit_code
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (("hf://org/tiny", "box:", "--dry-run"), "--dry-run is for files and folders of this machine"),
+            (("hf://org/tiny", "box:", "--links", "copy"), "--links is for files and folders of this machine"),
+            (("data.jsonl", "box:", "--allow-pickle"), "--allow-pickle is for hf:// references"),
+        ],
+    )
+    def test_an_option_that_would_do_nothing(self, server, words, said):
+        """An option that has no meaning for what is pushed is refused, not ignored: a dry run never writes."""
+        done = self.run(server, *words)
+        assert (2, True) == (done.exit_code, said in done.output)

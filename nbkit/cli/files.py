@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from nbkit.cli._base import HOST, host_options, json_option
 
@@ -72,8 +73,10 @@ def push(
 
     host, path = _place(dst)
     if any(is_reference(source) for source in sources):
+        _refuse_given(options, "files and folders of this machine")
         _push_reference(host, path, sources, config, python, as_json, allow_pickle)
         return
+    _refuse_given(["allow_pickle"], "hf:// references")
     _run(host, config, python, as_json, options, lambda box, more: remote.push(box, sources, path, **more))
 
 
@@ -164,6 +167,17 @@ def _run(
         click.echo(json.dumps(asdict(done), indent=2))
     else:
         _report(done, dry_run=options["dry_run"])
+
+
+def _refuse_given(names: Iterable[str], use: str) -> None:
+    """An option that would change nothing is an error, not ignored.
+
+    Raises: UsageError.
+    """
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} is for {use}")
 
 
 def _push_reference(
