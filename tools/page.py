@@ -7,6 +7,7 @@ fails while a `chromium()` is open, and only then.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import time
@@ -105,11 +106,18 @@ class Notebook:
         return self
 
     def save(self) -> Notebook:
-        """Save, and wait until the file is written."""
+        """Save, and wait until the file is written, to its end."""
         before = self.path.stat().st_mtime_ns
         self.command("docmanager:save")
-        wait_for(lambda: self.path.stat().st_mtime_ns != before, "the notebook to be saved")
+        wait_for(lambda: self.path.stat().st_mtime_ns != before and self._is_whole(), "the notebook to be saved")
         return self
+
+    def _is_whole(self) -> bool:
+        try:
+            json.loads(self.path.read_bytes())
+        except ValueError:  # it is being written
+            return False
+        return True
 
     def restart(self) -> Notebook:
         """Restart the kernel without asking, and wait for it."""
