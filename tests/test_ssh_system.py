@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -127,7 +126,7 @@ class TestLogin:
         with connect("box", config=config, ask=ask, engine="ssh") as session:
             found = session.run("cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null").stdout
         assert [f"Enter passphrase for key '{locked}': "] == asked
-        assert (True, False) == (sys.executable.encode() in found, secret.encode() in found)
+        assert (True, False) == (str(config).encode() in found, secret.encode() in found)
 
     def test_a_refusal(self, box, tmp_path):
         """A key that the host does not take: exit code 4, ssh's own words and a fix."""
