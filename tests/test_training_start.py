@@ -177,22 +177,49 @@ class TestGuards:
 
 
 class TestTrainedTokensOnly:
-    def test_loss_and_gradients_are_those_of_trl(self, folder):
+    def test_loss_and_gradients_are_those_of_trl(self, folder, monkeypatch):
         """Scoring trained tokens only changes the work, not the result."""
         import torch
         from trl.trainer import utils
 
-        kept = utils._use_triton
-        utils._use_triton = getattr(kept, "__wrapped__", None) or (lambda device: device.type != "cpu")
-        try:
-            plain = self._gradients(tiny.trainer(folder))
-            trainer = tiny.trainer(folder)
-            assert "trained tokens only" in score_trained_tokens_only(trainer)
-            compact = self._gradients(trainer)
-        finally:
-            utils._use_triton = kept
+        counts = []
+        measured = utils._ChunkedLogProbFunction.apply
+        monkeypatch.setattr(
+            utils._ChunkedLogProbFunction,
+            "apply",
+            lambda hidden, *rest: counts.append(len(hidden)) or measured(hidden, *rest),
+        )
+        trainer, other = tiny.trainer(folder), tiny.trainer(folder)
+        assert "trained tokens only" in score_trained_tokens_only(trainer)
+        assert score_trained_tokens_only(trainer) == "", "once is enough"
+        compact, plain = self._gradients(trainer), self._gradients(other)
+        assert counts[0] < counts[1], "the other trainer scores every position, as TRL has it"
         assert plain[0] == pytest.approx(compact[0], rel=1e-6)
         assert float(torch.nn.functional.cosine_similarity(plain[1], compact[1], dim=0)) > 0.99999
+
+    def test_a_prediction_knows_it(self, folder):
+        """Within 6 % of a real step before and after the mending, from the trainer and from its arguments."""
+        from nbkit import Program, data, predict
+        from nbkit.data import tickets
+        from nbkit.memory import measured_step
+
+        trainer = tiny.trainer(folder, per_device_train_batch_size=8)
+        plain, said_plain = measured_step(trainer).allocated_gib, predict(trainer).allocated_gib
+        fp32_adapters(trainer)
+        score_trained_tokens_only(trainer)
+        mended, said_mended = measured_step(trainer).allocated_gib, predict(trainer).allocated_gib
+        assert said_plain == pytest.approx(plain, rel=0.02)
+        assert said_mended == pytest.approx(mended, rel=0.06)
+        assert mended < 0.6 * plain
+        rows = list(tickets.generate(train=64, held_out=4)["train"])
+        rows = data.Rows(rows, list(range(1, 65)), "tickets")
+        counts = data.token_stats(rows, trainer.processing_class, max_length=256)
+        args = trainer.args
+        by_args = predict(
+            str(folder), args, peft_config=trainer.model.peft_config["default"], dataset=counts, dtype="float32",
+            quantization_config=trainer.model.config.quantization_config, program=Program.nbkit(args),
+        )  # fmt: skip
+        assert by_args.allocated_gib == pytest.approx(said_mended, rel=1e-3)
 
     @staticmethod
     def _gradients(trainer):

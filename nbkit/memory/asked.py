@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from nbkit.data import TokenStats
 from nbkit.errors import NbkitError
 from nbkit.memory.program import Program, refuse_offloading
 from nbkit.memory.source import Source
 
 DEFAULT_LENGTH = 1024  # SFTConfig.max_length of TRL 1.16
+_IGNORED = -100  # torch's ignore_index, the label of what the loss leaves out
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,8 @@ class Asked:
     Attributes:
         lengths: Tokens of each row of the data, cut to `seq`; empty without data.
         batch, seq: Shape of the tensor that the model sees; padding-free batches are one long row.
+        scored: Share of its positions that the loss counts, in the micro-batch with the most of them; 1 where the data
+            does not say.
     """
 
     batch: int
@@ -31,6 +36,7 @@ class Asked:
     device: Literal["cuda", "cpu"]
     dtype: str
     notes: tuple[str, ...]
+    scored: float = 1.0
 
 
 def read(
@@ -56,6 +62,7 @@ def read(
         seq if seq is not None else getattr(args, "max_length", None if args is not None else DEFAULT_LENGTH)
     )
     lengths = tuple(lengths_of(dataset)) if dataset is not None else ()
+    trained = trained_of(dataset, longest_allowed)
     if longest_allowed is not None:
         lengths = tuple(min(one, int(longest_allowed)) for one in lengths)
     packing = bool(getattr(args, "packing", False))
@@ -63,6 +70,7 @@ def read(
         packing and getattr(args, "packing_strategy", "bfd") in {"bfd", "bfd_split"}
     )
     length = _length(longest_allowed, lengths, notes, exact=seq is not None, packing=packing)
+    scored = 1.0 if packing or not trained else min(1.0, sum(sorted(trained)[-rows:]) / (rows * length))
     if padding_free and rows > 1:
         notes.append(f"Padding-free: {rows} rows of {length} tokens are one row of {rows * length}.")
         rows, length = 1, rows * length
@@ -80,6 +88,7 @@ def read(
             dtype, args, source, program, full=full, quantization=quantization, on_cpu=where == "cpu", notes=notes
         ),
         notes=tuple(notes),
+        scored=scored,
     )
 
 
@@ -103,10 +112,12 @@ def _length(allowed: Any, lengths: tuple[int, ...], notes: list[str], *, exact: 
 
 
 def lengths_of(dataset: Any) -> Iterable[int]:
-    """Tokens of each row: of a column `input_ids`, of rows with that key, of lists of ids, or of plain lengths.
+    """Tokens of each row: of TokenStats, a column `input_ids`, rows with that key, lists of ids, or plain lengths.
 
     Raises: NbkitError when rows hold no tokens yet.
     """
+    if isinstance(dataset, TokenStats):
+        return dataset.total
     columns = getattr(dataset, "column_names", None)
     if isinstance(columns, dict):  # a DatasetDict
         return lengths_of(dataset["train"] if "train" in columns else dataset[next(iter(columns))])
@@ -114,7 +125,7 @@ def lengths_of(dataset: Any) -> Iterable[int]:
         if "length" in columns:
             return [int(one) for one in dataset["length"]]
         if "input_ids" in columns:
-            return [len(one) for one in dataset["input_ids"]]
+            return [len(ids) for (ids,) in _rows(dataset, "input_ids")]
         raise _no_tokens(f"columns {', '.join(map(str, columns))}")
     found = []
     for row in dataset:
@@ -130,10 +141,35 @@ def lengths_of(dataset: Any) -> Iterable[int]:
     return found
 
 
+def trained_of(dataset: Any, limit: int | None) -> tuple[int, ...]:
+    """Tokens of each row that the loss counts once `limit` has cut it: of TokenStats, or of a tokenised dataset's labels
+    or masks (TRL's names). Empty where the data does not say.
+    """
+    end = slice(limit)
+    if isinstance(dataset, TokenStats):
+        rows = zip(dataset.trained, dataset.first, strict=True)
+        return tuple(trained if limit is None else min(trained, max(0, limit - first)) for trained, first in rows)
+    columns = getattr(dataset, "column_names", None)
+    if isinstance(columns, dict):
+        return trained_of(dataset["train"] if "train" in columns else dataset[next(iter(columns))], limit)
+    if not columns or "input_ids" not in columns:
+        return ()
+    if "labels" in columns:
+        return tuple(int((labels[end] != _IGNORED).sum()) for (labels,) in _rows(dataset, "labels"))
+    names = [name for name in ("completion_mask", "assistant_masks") if name in columns]
+    return tuple(int(math.prod(mask[end] for mask in masks).sum()) for masks in _rows(dataset, *names)) if names else ()
+
+
+def _rows(dataset: Any, *names: str) -> Iterator[tuple[Any, ...]]:
+    """The columns of each row as arrays [tokens]; no Python number is made of a token."""
+    for some in dataset.select_columns(list(names)).with_format("numpy").iter(1000):
+        yield from zip(*(some[name] for name in names), strict=True)
+
+
 def _no_tokens(seen: str) -> NbkitError:
     return NbkitError(
         f"The dataset is not tokenised: it has {seen}.",
-        hint="give trainer.train_dataset, a list of token counts, or seq=2048 in place of the data",
+        hint="give trainer.train_dataset, nbkit.data.token_stats(rows, tokenizer), or seq=2048 in place of the data",
         exit_code=2,
     )
 

@@ -21,7 +21,7 @@ def stand_ins(tracker: Any, *, device: str, scored: float = 1.0) -> dict[str, Ca
     """Operators to answer otherwise, by name.
 
     Args:
-        scored: Share of the positions that the fused head computes: on a GPU only those with a label.
+        scored: Share of the positions that a compact fused head computes: those with a label.
     """
     table = {**_quantised(tracker), "aten::index": _picked(scored)}
     if device == "cuda":
@@ -113,12 +113,13 @@ def _outliers(hidden: Any) -> int:
 
 
 @contextlib.contextmanager
-def as_on(device: str) -> Iterator[tuple[str, ...]]:
-    """Let TRL's head behave as under Triton while the block runs: in place, tile by tile, on scored positions only.
+def as_on(device: str, *, compact: bool = True) -> Iterator[tuple[str, ...]]:
+    """Let TRL's head behave as on that device while the block runs: under Triton in place, tile by tile, on scored
+    positions only; on a CPU in torch, on scored positions where the head is `compact`.
 
     Yields: Doubts, where the installed TRL does not look as expected.
     """
-    if device != "cuda":
+    if device != "cuda" and not compact:
         yield ()
         return
     try:
@@ -127,19 +128,18 @@ def as_on(device: str) -> Iterator[tuple[str, ...]]:
     except ImportError:
         yield ()
         return
-    wanted = [
-        (chunked_logprob, "_forward_tile", _nothing),
-        (chunked_logprob, "_backward_tile", _nothing),
-        (chunked_logprob, "_addmm_fp32", _nothing),
-        (utils, "_use_triton", _true),
-    ]
+    wanted: list[tuple[Any, str, Callable[..., Any]]] = [
+        (utils, "_use_triton", _true)
+    ]  # this name decides which positions are scored
+    if device == "cuda":
+        wanted += [(chunked_logprob, name, _nothing) for name in ("_forward_tile", "_backward_tile", "_addmm_fp32")]
     missing = tuple(f"{module.__name__}.{name}" for module, name, _ in wanted if not hasattr(module, name))
     before = [(module, name, getattr(module, name)) for module, name, _ in wanted if hasattr(module, name)]
     try:
         for module, name, value in wanted:
             if hasattr(module, name):
                 setattr(module, name, value)
-        yield tuple(f"{name} is not in this TRL; its head is counted as on a CPU" for name in missing)
+        yield tuple(f"{name} is not in this TRL; its head is counted as it runs here" for name in missing)
     finally:
         for module, name, value in before:
             setattr(module, name, value)

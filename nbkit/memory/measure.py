@@ -84,7 +84,7 @@ def predicted(plan: Plan, method: Method, checkpointing: bool, batch: int, seq: 
         activation_checkpointing=checkpointing, optim=optim, use_cpu=cpu, report_to=[],
     )  # fmt: skip
     # A machine without a GPU refuses bf16=True; the program says what the arguments cannot.
-    program = Program.trl(args).but(autocast=None if place.dtype == "float32" else place.dtype)
+    program = Program.nbkit(args).but(autocast=None if place.dtype == "float32" else place.dtype)
     targets: Any = "all-linear" if wish.targets == "all-linear" else ["q_proj", "k_proj", "v_proj", "o_proj"]
     lora = LoraConfig(r=wish.rank, target_modules=targets, task_type="CAUSAL_LM")
     dtype = "float32" if method == "full" and place.dtype == "float16" else place.dtype

@@ -164,10 +164,10 @@ def predict(
         args: SFTConfig or TrainingArguments, the object that the trainer will get. None: SFTConfig as it comes.
         peft_config: LoraConfig or another PEFT config; None trains every weight.
         quantization_config: BitsAndBytesConfig, 4 or 8 bit.
-        dataset: Prepared rows (a column input_ids, lists of token ids, or token counts): the longest decides the
-            peak, all of them what the allocator reserves.
+        dataset: nbkit.data.token_stats of the rows, a tokenised dataset (TRL's columns), or token counts: the longest
+            row decides the peak, all of them what the allocator reserves, and labels or masks how much is scored.
         gpu: A card's name from nbkit.hardware.CARDS: its workspace sizes are taken, and the answer is set against it.
-        program: The loop's habits; read off `args` when None.
+        program: The loop's habits; read off `args` or the trainer when None. Program.nbkit(args) is what nbkit.start runs.
         batch, seq: Rows and tokens of the micro-batch; from `args` when None.
         dtype: Of the weights; from the config when None.
         checkpointing, accumulates: From `args` when None.

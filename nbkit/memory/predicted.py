@@ -79,14 +79,17 @@ def predicted(
         task = "sequence classification"
     wanted = fake.Wanted(found.config, asked.dtype, task, peft_config, quantization_config, trust_remote_code)
     job = Job(
-        wanted, habits, asked.batch, asked.seq, asked.checkpointing, asked.accumulates, asked.packed, asked.device, args
-    )
+        wanted, habits, asked.batch, asked.seq, asked.checkpointing, asked.accumulates, asked.packed, asked.device, args,
+        asked.scored,
+    )  # fmt: skip
     return answer(dataclasses.replace(found, notes=(*found.notes, *doubts)), job, asked, gpu)
 
 
 def _habits(args: Any, found: source.Source) -> tuple[Program, tuple[str, ...]]:
     """The trainer's program with the attention that the model was or will be loaded with, and what is doubtful in it."""
     program = Program.of(args)
+    if found.adapter_dtype is not None:
+        program = program.but(adapter_dtype=found.adapter_dtype, compact_head=found.compact_head)
     doubts: list[str] = []
     asked = (getattr(args, "model_init_kwargs", None) or {}).get("attn_implementation")
     asked = str(asked or getattr(found.config, "_attn_implementation", None) or "sdpa")

@@ -42,6 +42,7 @@ class Program:
             4.46), "in the loss" (4.46 to 4.49), or "no" earlier than in cross entropy under autocast.
         chunk: Tokens a piece for `chunked`.
         chunked_head: With `chunked`, the head runs piece by piece too; otherwise only the cross entropy does.
+        compact_head: On a CPU, TRL's fused head computes positions with a label only, as it always does on a GPU.
         holds_outputs: How long the model's outputs live, logits included: "no" longer than the loss is computed,
             through the "backward", or into the "next" forward, until the name is bound again.
         outputs_to_fp32: The outputs are copied to float32 (accelerate's wrapper under mixed precision).
@@ -76,6 +77,7 @@ class Program:
     upcasts_logits: Literal["no", "at the head", "in the loss"] = "no"
     chunk: int = 256
     chunked_head: bool = False
+    compact_head: bool = False
     holds_outputs: Held = "no"
     outputs_to_fp32: bool = False
     input_grads: bool = False
@@ -144,6 +146,13 @@ class Program:
         """transformers' Trainer: the model's own loss; outputs die with compute_loss."""
         autocast = _autocast(args, default=None)
         return cls(autocast=autocast, outputs_to_fp32=autocast is not None, optimizer=_optimizer(args))
+
+    @classmethod
+    def nbkit(cls, args: Any = None) -> Program:
+        """The trainer that takes `args` as nbkit.start runs it: adapters stay float32 so that a resume is exact, and on a
+        CPU TRL's head computes trained positions only (nbkit.training.repairs).
+        """
+        return cls.of(args).but(adapter_dtype="float32", casts_quantised_adapters=False, compact_head=True)
 
     @classmethod
     def plain_loop(

@@ -22,6 +22,8 @@ class Source:
         dtype: Of its weights by torch's name, None where nothing says it.
         peft_config, quantization_config: Of a model that has adapters or quantised weights already.
         trainer: The trainer that was given.
+        adapter_dtype: Format in which a trainer holds its adapters, None without.
+        compact_head: The trainer was mended by nbkit.training.repairs.score_trained_tokens_only.
         local: Its files are on this machine: a folder, or a model that is loaded.
     """
 
@@ -34,6 +36,8 @@ class Source:
     trainer: Any = None
     notes: tuple[str, ...] = ()
     local: bool = False
+    adapter_dtype: str | None = None
+    compact_head: bool = False
 
 
 def read(model: Any, *, trust_remote_code: bool = False) -> Source:
@@ -100,6 +104,12 @@ def _loaded(model: Any, trainer: Any = None) -> Source:
     dtypes = [p.dtype for p in base.parameters() if p.dtype.is_floating_point and not p.requires_grad]
     dtypes = dtypes or [p.dtype for p in base.parameters() if p.dtype.is_floating_point]
     peft = next(iter(model.peft_config.values())) if hasattr(model, "peft_config") else None
+    trained = [p.dtype for p in model.parameters() if p.requires_grad and p.dtype.is_floating_point]
+    held = (
+        _dtype_name(max(set(trained), key=trained.count))
+        if peft is not None and trainer is not None and trained
+        else None
+    )
     return Source(
         source.name,
         source.config,
@@ -110,6 +120,8 @@ def _loaded(model: Any, trainer: Any = None) -> Source:
         trainer=trainer,
         notes=source.notes,
         local=True,
+        adapter_dtype=held,
+        compact_head=hasattr(base.forward, "nbkit_compact"),
     )
 
 

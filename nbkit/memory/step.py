@@ -21,7 +21,7 @@ class Job:
         accumulates: More than one micro-batch a step: gradients are there while the next one runs.
         packed: Rows carry position ids and no mask, several texts in one row.
         args: The trainer's arguments, for optimizers that transformers makes.
-        scored: Share of positions with a label.
+        scored: Share of positions with a label: those are all that TRL's fused head computes.
     """
 
     wanted: fake.Wanted
@@ -78,7 +78,13 @@ def run(job: Job, layers: int | None, *, edge: int = 2, trace: bool = False) -> 
     try:
         with fake.quiet():
             optimizer = optimizers.make(program, model, job.args, mode=built.mode)
-        with fake.quiet(), kernels.as_on(job.device) as doubts, fake.dora_without_weights(), built.mode, tracker:
+        with (
+            fake.quiet(),
+            kernels.as_on(job.device, compact=program.compact_head) as doubts,
+            fake.dora_without_weights(),
+            built.mode,
+            tracker,
+        ):
             first = _two_steps(_Stepper(model, job, optimizer, tracker), trace=trace)
             paged = optimizers.paged_bytes(optimizer, program)
     except NbkitError:
