@@ -52,7 +52,8 @@ _PARENTS = click.option("--parents", is_flag=True, help="Make the folders that D
     "  nbkit push hf://ORG/MODEL@COMMIT gpu-box:\n\n"
     "hf://ORG/MODEL and hf://datasets/ORG/NAME go into the hub's cache on the host (DST: another one), downloaded there "
     "where it has a network, else here. Each file is checked against the hub's digest; pickled weights are left out. "
-    "s3://, gs:// and gdrive:// are read by the host with its own credentials, else here; file:///PATH is a mount there."
+    "s3://, gs:// and gdrive:// are read by the host with its own credentials, else here; file:///PATH is a mount there. All "
+    "of these comes as it is, pickles too; each object is checked by the md5 that its store tells."
 )
 @click.argument("sources", nargs=-1, required=True, metavar="SRC...")
 @click.argument("dst", metavar="HOST:DST")
@@ -195,6 +196,8 @@ def _push_reference(
     if len(sources) > 1:
         raise click.UsageError("a reference is pushed alone")
     reference, meter = references.parse(sources[0]), _Meter()
+    if not isinstance(reference, references.HubReference):
+        _refuse_given(["allow_pickle"], "hf:// references")
     with remote.connect(host, config=config, python=python) as box:
         try:
             done: hub.Fetched | stores.Stored

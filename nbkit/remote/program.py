@@ -28,11 +28,27 @@ text, request = [take(int(sys.stdin.buffer.readline())) for _ in range(2)]
 import json
 exec(compile(text, 'nbkit-program', 'exec'), {{'__name__': '__main__', 'REQUEST': json.loads(request.decode())}})
 """
+# A program of several modules, which import each other as they do here.
+_LOAD = """
+import sys, types
+package = sys.modules["nbkit.remote.there"] = types.ModuleType("nbkit.remote.there")
+for name, text in {texts!r}.items():
+    module = types.ModuleType("nbkit.remote.there." + name)
+    sys.modules[module.__name__] = module
+    setattr(package, name, module)
+    exec(compile(text, name, "exec"), module.__dict__)
+module.main(REQUEST)
+"""
 
 
 def text(name: str, package: str = "nbkit.remote.there") -> str:
     """The source of the program `name`."""
     return resources.files(package).joinpath(f"{name}.py").read_text(encoding="utf-8")
+
+
+def bundle(*names: str) -> str:
+    """One program of several modules of `there`, each after those that it imports; the last has `main(request)`."""
+    return _LOAD.format(texts={name: text(name) for name in names})
 
 
 def command(python: str = "python3") -> str:

@@ -29,16 +29,6 @@ Links = Literal["copy", "follow", "skip"]
 Source = str | Path
 AGAIN = "run it again: it goes on where it stopped"
 _MODULES = ("frames", "tree", "send", "place", "plan", "receive", "transfer")
-_LOAD = """
-import sys, types
-package = sys.modules["nbkit.remote.there"] = types.ModuleType("nbkit.remote.there")
-for name, text in {texts!r}.items():
-    module = types.ModuleType("nbkit.remote.there." + name)
-    sys.modules[module.__name__] = module
-    setattr(package, name, module)
-    exec(compile(text, name, "exec"), module.__dict__)
-package.transfer.main(REQUEST)
-"""
 _LONG_S = 0.01  # a round trip from which one channel's window is what limits a push
 _STREAMS = 6
 _NOISE_BYTES = 64 * 1024  # a login shell may print before our program starts
@@ -228,7 +218,7 @@ def _link(box: Box, request: dict[str, Any]) -> Iterator[frames.Frames]:
 
     Raises: TransferError, UnreachableError, RemoteCommandError.
     """
-    source = _LOAD.format(texts={name: program.text(name) for name in _MODULES})
+    source = program.bundle(*_MODULES)
     with box.session.start(program.command(box.python)) as process:
         try:
             process.write(program.opening(source, request))
