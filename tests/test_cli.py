@@ -49,10 +49,10 @@ def test_version():
 
 
 def test_a_typing_error_is_answered_with_the_verb_that_was_meant():
-    """`nbkit run` suggests `runs`, with the usage exit code."""
-    result = invoke("run")
+    """`nbkit tunel` suggests `tunnel`, with the usage exit code."""
+    result = invoke("tunel")
     assert 2 == result.exit_code
-    assert "Did you mean 'runs'?" in result.output
+    assert "Did you mean 'tunnel'?" in result.output
 
 
 def test_runs_lists_the_newest_first(folder):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from nbkit import __version__
-from nbkit.cli import box, demo, files, fit, machine, runs, ssh, tunnel, view
+from nbkit.cli import box, demo, files, fit, machine, runs, ssh, tunnel, view, work
 from nbkit.cli._base import Commands
 
 
@@ -34,6 +34,6 @@ def main() -> None:
     """
 
 
-for _verbs in (machine, fit, runs, view, box, ssh, tunnel, files, demo):
+for _verbs in (machine, fit, runs, work, view, box, ssh, tunnel, files, demo):
     for _verb in _verbs.VERBS:
         main.add_command(_verb)

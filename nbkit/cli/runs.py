@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import json
+import time
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from nbkit.cli._base import HOST, host_options, json_option
+from nbkit.cli._remote import on_option, opened
+
+if TYPE_CHECKING:
+    from nbkit.remote.work import Work
 
 _RUN_HELP = "RUN is a run's id, the start of one, or its directory; the newest run when left out."
+_GRACE_S = 120.0
 
 
-@click.command()
+@click.command(
+    help="List the runs in ./runs (or NBKIT_RUNS), the newest first; or what nbkit run began on a box, from any machine.\n\n"
+    "\b\nExamples:\n  nbkit runs\n  nbkit runs --on gpu-box"
+)
+@on_option
+@host_options
 @json_option
-def runs(as_json: bool) -> None:
-    """List the runs in ./runs (or NBKIT_RUNS), the newest first."""
+def runs(host: str, config: str | None, python: str, as_json: bool) -> None:
+    if host or config or python:
+        _runs_on(host, config, python, as_json=as_json)
+        return
     from nbkit.display import Table
     from nbkit.training import runs as found
     from nbkit.training import runs_dir
@@ -33,16 +47,60 @@ def runs(as_json: bool) -> None:
         click.echo(f"No runs in {runs_dir().absolute()}.", err=True)
 
 
+def _runs_on(host: str, config: str | None, python: str, *, as_json: bool) -> None:
+    from nbkit.display import Table
+    from nbkit.remote import connect, work
+
+    if not host:
+        raise click.UsageError("-F and --python are for a box: name it with --on HOST")
+    with connect(host, config=config, python=python) as box:
+        found = work.works(box)
+    if as_json:
+        click.echo(json.dumps([dict(one.about) for one in found], indent=2))
+    elif found:
+        click.echo(str(Table(["run", "state", "at", "loss", "started", "cause"], [_row(one) for one in found])))
+    else:
+        click.echo(f"nbkit run began nothing on {host}.", err=True)
+
+
+def _row(work: Work) -> tuple[Any, ...]:
+    """One run on a box."""
+    from nbkit.ssh.text import plain
+
+    about, progress = work.about, work.about.get("progress")
+    training = about["runs"][-1] if about["runs"] else None
+    at = [f"cell {progress['cell']}/{progress['of']}"] if progress else []
+    at += [f"step {training['step']}/{training['max_steps']}"] if training else []
+    cause = (
+        work.failed_cell
+        or (training or {}).get("cause")
+        or (f"exit {work.exit_code}" if work.state == "failed" else "")
+    )
+    started = time.strftime("%Y-%m-%d %H:%M", time.localtime(about["started"]))
+    return work.id, work.state, ", ".join(at), (training or {}).get("loss"), started, plain(str(cause), 80)
+
+
 @click.command(
     help="Ask a run to finish its step, save a checkpoint and the adapter, and end; or end all that nbkit runs on a box.\n\n"
-    f"{_RUN_HELP} {HOST} On a box, Jupyter and its kernels end, and the tunnels to it; what people started from them goes on."
+    f"{_RUN_HELP} {HOST} On a box, Jupyter and its kernels end, and the tunnels to it; what people started from them goes on. "
+    "A run that nbkit run began there, also named without --on where this machine began it, saves what it trains; what is "
+    "still at work after --grace seconds gets SIGTERM, what trains nothing at once, and SIGKILL 30 seconds later."
     "\n\n\b\nExamples:\n  nbkit stop               the newest run\n  nbkit stop 20261124      a run\n"
-    "  nbkit stop gpu-box       Jupyter and kernels on a box"
+    "  nbkit stop gpu-box       Jupyter and kernels on a box\n"
+    "  nbkit stop train --on gpu-box      what nbkit run began there"
 )
 @click.argument("what", metavar="[RUN|HOST]", required=False)
 @click.option("--host", "is_host", is_flag=True, help="It is a host, whatever else has that name.")
+@on_option
+@click.option("--grace", "grace_s", type=click.FloatRange(min=0), default=_GRACE_S, show_default=True, metavar="SECONDS",
+              help="On a box: for a training run to finish its step and save.")  # fmt: skip
 @host_options
-def stop(what: str | None, is_host: bool, config: str | None, python: str) -> None:
+def stop(what: str | None, is_host: bool, host: str, grace_s: float, config: str | None, python: str) -> None:
+    if is_host and host:
+        raise click.UsageError("--host names a box to end all on, --on the box that a run is on: one of them")
+    if host or (what is not None and not is_host and _began_on_a_box(what)):
+        _stop_there(what, host, grace_s, config, python)
+        return
     if what is not None and (is_host or config or python or _is_host(what)):
         _stop_box(what, config, python)
         return
@@ -51,6 +109,34 @@ def stop(what: str | None, is_host: bool, config: str | None, python: str) -> No
     chosen = latest(what)
     chosen.stop()
     click.echo(f"Asked {chosen.id} to stop after its step; nbkit watch {chosen.id} shows when it has.", err=True)
+
+
+def _began_on_a_box(name: str) -> bool:
+    """True for a run that this machine began on a box, where no run here has that name.
+
+    Raises: UsageError when there is one here too; RunError when several fit.
+    """
+    from nbkit.errors import NbkitError
+    from nbkit.remote import begun
+    from nbkit.training import latest
+
+    known = begun.find(name)
+    if known is None:
+        return False
+    try:
+        run = latest(name)
+    except NbkitError:
+        return True
+    raise click.UsageError(f"{name!r} is {known.id} on {known.host}, and {run.id} here: write more of the id")
+
+
+def _stop_there(what: str | None, host: str, grace_s: float, config: str | None, python: str) -> None:
+    with opened(what, host, config, python) as work:
+        training = work.stop(grace_s)
+        first = f": {', '.join(training)} saves first, SIGTERM after {grace_s:g} s" if training else " (SIGTERM)"
+        click.echo(
+            f"Asked {work.id} on {work.box.host} to stop{first}; nbkit attach {work.id} shows when it has.", err=True
+        )
 
 
 def _is_host(name: str) -> bool:

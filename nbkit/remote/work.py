@@ -1,0 +1,293 @@
+"""Runs that a box carries out on its own: a notebook, a script or a recipe from here, sent, started, followed, brought back.
+
+What stands on the box is told by `there/work.py`; nothing of it needs this machine, and any machine finds it again.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nbkit import smoke
+from nbkit.errors import NbkitError, RemoteCommandError, UnreachableError
+from nbkit.remote import begun, parcel, program
+from nbkit.remote.box import Box
+from nbkit.remote.transfer import Progress, Transferred, pull, sync
+from nbkit.ssh.process import TooLateError
+from nbkit.ssh.text import plain
+
+GRACE_S = 120.0  # for a training run to finish its step and save
+_CALL_S = 60.0
+_SILENT_S = 30.0  # there/tail.py says something every two seconds
+_BACK_S = 600.0
+_ENDED = ("done", "failed", "stopped", "lost")
+
+Say = Callable[[str], None]
+
+
+def ask(box: Box, **request: Any) -> dict[str, Any]:
+    """Have `there/work_do.py` do request["verb"].
+
+    Raises: RemoteCommandError with what it said; UnreachableError.
+    """
+    source = program.bundle("work", "work_do")
+    return box.call(source, request, timeout_s=_CALL_S)
+
+
+@dataclass(frozen=True)
+class Work:
+    """One run on a box, as it was when it was asked about.
+
+    Attributes:
+        id: Names it there: time and file.
+        about: `state` (running, stopping, done, failed, stopped, lost), `file`, `kind`, `folder`, `started`, `end`,
+            `progress`, and its training runs as `runs`.
+    """
+
+    box: Box
+    id: str
+    about: Mapping[str, Any]
+
+    @property
+    def state(self) -> str:
+        return str(self.about["state"])
+
+    @property
+    def active(self) -> bool:
+        """True while it is at work."""
+        return self.state not in _ENDED
+
+    @property
+    def exit_code(self) -> int:
+        """Of its program: 128 + the signal where one ended it; 1 where nobody knows."""
+        end = self.about.get("end")
+        return int(end["exit"]) if end else 1
+
+    @property
+    def failed_cell(self) -> str:
+        """Which cell of the notebook failed and why; empty when none did."""
+        cell = (self.about.get("end") or {}).get("cell")
+        return plain(f"cell {cell['number']} ({cell['line']}): {cell['error']}", 600) if cell else ""
+
+    def again(self) -> Work:
+        """As it is now."""
+        return find(self.box, self.id)
+
+    def follow(
+        self, write: Callable[[bytes], None], *, lines: int | None = None, wait: bool = True, say: Say = print
+    ) -> Work:
+        """Hand what it prints to `write`, each byte once, through lost links.
+
+        Args:
+            lines: The last so many of what it has printed, and what comes then; all of it when left out.
+            wait: Until it has ended; otherwise what there is.
+            say: Told when the link goes and comes.
+
+        Returns: The run as it is then.
+        Raises: UnreachableError when the link does not come back; RemoteCommandError when there is no such run any more.
+        """
+        at, ended = 0, None
+
+        def take(told: dict[str, Any]) -> bool:
+            nonlocal at, ended
+            if "data" in told:
+                write(base64.b64decode(told["data"]))
+                at = int(told["to"])
+            ended = told.get("end")
+            return "end" in told
+
+        stream(
+            self.box,
+            lambda: {"name": self.id, "log": at, "lines": None if at else lines, "follow": wait},
+            take,
+            say=say,
+        )
+        return Work(self.box, self.id, dict(ended or self.about))
+
+    def stop(self, grace_s: float = GRACE_S) -> list[str]:
+        """Ask it to end: its training runs finish their step and save; SIGTERM after `grace_s`, at once without one.
+
+        Returns: The training runs that are saved first.
+        Raises: RemoteCommandError when it has ended already.
+        """
+        told = ask(self.box, verb="stop", name=self.id, grace_s=grace_s)
+        if not told["asked"]:
+            raise RemoteCommandError(
+                f"{self.id} on {self.box.host} is not running: {plain(told['state'])}.", hint=f"nbkit logs {self.id}"
+            )
+        return [plain(name) for name in told["training"]]
+
+    def pull(self, into: Path, runs: Path, progress: Callable[[Progress], None] | None = None) -> list[Transferred]:
+        """Fetch what it wrote into `into`, with its log, and its training runs into `runs`. What was sent stays there.
+
+        Raises: TransferError; UnreachableError.
+        """
+        told = ask(self.box, verb="changed", name=self.id)
+        folder, above = str(told["folder"]), dict[str, list[str]]()
+        for name in told["written"]:
+            above.setdefault(name.rpartition("/")[0], []).append(f"{folder}/files/{name}")
+        done = [
+            pull(self.box, paths, f"{into / place}/", parents=True, progress=progress) for place, paths in above.items()
+        ]
+        done.append(pull(self.box, f"{folder}/log", f"{into}/", parents=True, progress=progress))
+        for run in told["runs"]:
+            name = Path(str(run["id"])).name
+            done.append(sync(self.box, f"{folder}/runs/{name}", runs / name, down=True, progress=progress))
+        return done
+
+    def pull_notebook(self, into: Path) -> Path | None:
+        """Fetch the executed notebook; None for what is none."""
+        if self.about["kind"] != "notebook":
+            return None
+        name = Path(str(self.about["file"])).name
+        pull(self.box, f"{self.about['folder']}/files/{name}", f"{into}/", parents=True)
+        return into / name
+
+
+def stream(
+    box: Box, request: Callable[[], dict[str, Any]], take: Callable[[dict[str, Any]], bool], *, say: Say = print
+) -> None:
+    """Give each object that `there/tail.py` says to `take`, until that returns True. A lost link is made again, and the
+    program started anew with what `request` says then.
+
+    Raises: UnreachableError when the link does not come back in ten minutes; RemoteCommandError.
+    """
+    source = program.bundle("work", "tail")
+
+    def changed() -> None:
+        """The link is made again while somebody holds it; nothing else is to do."""
+
+    box.session.hold(changed)
+    try:
+        while True:
+            try:
+                if _streamed(box, program.opening(source, request()), take):
+                    return
+            except TooLateError:
+                say(f"{box.host} is silent; asking again")
+            except UnreachableError:
+                say(f"the link to {box.host} is lost; what runs there goes on, connecting again")
+                if not box.session.wait(_BACK_S):
+                    raise
+                say("the link is back")
+    finally:
+        box.session.release(changed)
+
+
+def _streamed(box: Box, opening: bytes, take: Callable[[dict[str, Any]], bool]) -> bool:
+    with box.session.start(program.command(box.python)) as process:
+        process.write(opening)
+        process.close_stdin()
+        rest = b""
+        while data := process.read(256 * 1024, _SILENT_S):
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                try:
+                    told = json.loads(line)
+                except ValueError:  # a login shell may print before our program starts
+                    continue
+                if isinstance(told, dict) and "error" in told:
+                    program.answer(box.session, line, b"", 0, box.python)
+                if isinstance(told, dict) and take(told):
+                    return True
+        program.answer(box.session, rest, process.stderr, process.wait(_SILENT_S), box.python)
+    return False
+
+
+def begin(
+    box: Box,
+    file: str | Path,
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    arguments: Sequence[str] = (),
+    needs: Iterable[str | Path] = (),
+    config: str = "",
+    say: Say = print,
+    progress: Callable[[Progress], None] | None = None,
+) -> Work:
+    """Send a notebook, script or recipe and start it there, in a process that needs no connection.
+
+    Args:
+        parameters: Of a notebook or a recipe.
+        arguments: Of a script.
+        needs: More files and folders that go along.
+        config: The ssh_config that leads there, to be remembered; empty for the user's own.
+        say: Told what is worth knowing before it begins.
+
+    Raises: NbkitError (2) for what cannot be run; RemoteCommandError for what is missing there; TransferError;
+        UnreachableError. Nothing runs then, and what was sent is removed.
+    """
+    given = parcel.prepare(file, parameters or {}, needs)
+    if arguments and given.kind != "script":
+        raise NbkitError(f"A {given.kind} takes no arguments.", hint="--param NAME=VALUE", exit_code=2)
+    there = ask(box, verb="look")
+    with_code = parcel.check(given, there, box.host)
+    for note in given.notes:
+        say(note)
+    place = ask(box, verb="make", name=f"{time.strftime('%Y%m%d-%H%M%S')}-{_short(given.path.stem)}")
+    name = str(place["id"])
+    try:
+        parcel.send(box, given, str(place["files"]), progress)
+        code = parcel.send_code(box, str(there["root"]), lambda **more: ask(box, **more)) if with_code else ""
+        ask(box, verb="begin", name=name, **_order(given, arguments, parameters or {}, code))
+    except BaseException:
+        if not _dropped(box, name):
+            say(f"it may have begun on {box.host}, as {name}: nbkit runs --on {box.host}")
+        raise
+    work = find(box, name)
+    begun.remember(begun.Begun(name, box.host, config, box.python, given.path.name, given.kind, time.time()))
+    return work
+
+
+def _order(given: parcel.Parcel, arguments: Sequence[str], values: Mapping[str, Any], code: str) -> dict[str, Any]:
+    """What the box's side is told: the command, its environment, what is written down of it."""
+    file = given.path.name
+    programs = {"supervise": f"import sys\nREQUEST = sys.argv[1]\n{program.bundle('work', 'supervise')}"}
+    if given.kind == "notebook":
+        programs["notebook"] = program.text("notebook")
+        argv = ["{python}", "-u", "{folder}/notebook.py", "{folder}", file]
+    elif given.kind == "recipe":
+        argv = ["{python}", "-u", "-m", "nbkit.training.from_recipe", file]
+    else:
+        argv = ["{python}", "-u", file, *arguments]
+    # Threads that wait must not spin: the box may have other work.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **({"NBKIT_SMOKE": "1"} if smoke.on() else {})}
+    about = {"file": file, "kind": given.kind, "arguments": list(arguments), "parameters": dict(values),
+             "sent_from": socket.gethostname()}  # fmt: skip
+    return {"programs": programs, "argv": argv, "env": environment, "code": code, "about": about}
+
+
+def _dropped(box: Box, name: str) -> bool:
+    """Take back what was sent for nothing; where that fails, the box clears it away a day later."""
+    try:
+        return bool(ask(box, verb="drop", name=name)["dropped"])
+    except NbkitError:
+        return False
+
+
+def _short(stem: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:40] or "run"
+
+
+def works(box: Box) -> list[Work]:
+    """Every run on the box, the newest first, whichever machine began it.
+
+    Raises: RemoteCommandError; UnreachableError.
+    """
+    return [Work(box, str(about["id"]), about) for about in ask(box, verb="every")["runs"]]
+
+
+def find(box: Box, name: str = "") -> Work:
+    """A run on the box: by its id, the start of one, its file's name, or a training run in it; the newest for "".
+
+    Raises: RemoteCommandError when there is none, or `name` fits several; UnreachableError.
+    """
+    about = ask(box, verb="find", name=name)
+    return Work(box, str(about["id"]), about)
