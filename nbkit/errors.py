@@ -81,9 +81,14 @@ class SshConfigError(NbkitError):
 
 
 class UnreachableError(NbkitError):
-    """A host that cannot be reached: no such name, refused, timed out, the link lost."""
+    """A host that cannot be reached: no such name, refused, timed out, the link lost.
+
+    Attributes:
+        unanswered: True where nothing answered at all: no name, no machine, no port.
+    """
 
     exit_code = 3
+    unanswered = False
 
 
 class AuthenticationError(NbkitError):

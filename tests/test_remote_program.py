@@ -14,9 +14,9 @@ from nbkit.errors import RemoteCommandError
 from nbkit.remote import program
 from tests import sshd
 
-THERE = sorted((Path(nbkit.remote.__file__).parent / "there").glob("*.py"))
-
-NEIGHBOURS = {"nbkit.remote.there", *(f"nbkit.remote.there.{path.stem}" for path in THERE)}
+ROOMS = {"nbkit.remote.there": nbkit.remote, "nbkit.ssh.there": ssh}
+THERE = [path for room in ROOMS.values() for path in sorted((Path(room.__file__).parent / "there").glob("*.py"))]
+NEIGHBOURS = {*ROOMS, *(f"nbkit.{path.parts[-3]}.there.{path.stem}" for path in THERE)}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ class TestCall:
 
 
 class TestThere:
-    @pytest.mark.parametrize("path", THERE, ids=lambda path: path.stem)
+    @pytest.mark.parametrize("path", THERE, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
     def test_is_plain_old_python(self, path):
         """A program for the box parses as Python 3.8 and imports the standard library and its neighbours only."""
         tree = ast.parse(path.read_text(), feature_version=program.OLDEST)

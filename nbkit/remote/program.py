@@ -11,23 +11,11 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from typing import Any
 
-from nbkit.errors import RemoteCommandError
 from nbkit.ssh import Session
-from nbkit.ssh.text import plain
+from nbkit.ssh.program import OLDEST, answer, call, command, opening
 
-OLDEST = (3, 8)
-# Python 2 can read it too, and the folder where it runs cannot shadow a module.
-_BOOT = f"""
-import sys
-if sys.version_info < {OLDEST}:
-    print('{{"error": "Python %d.%d is too old"}}' % sys.version_info[:2])
-    sys.exit()
-sys.path = [p for p in sys.path if p]
-take = sys.stdin.buffer.read
-text, request = [take(int(sys.stdin.buffer.readline())) for _ in range(2)]
-import json
-exec(compile(text, 'nbkit-program', 'exec'), {{'__name__': '__main__', 'REQUEST': json.loads(request.decode())}})
-"""
+__all__ = ["OLDEST", "answer", "bundle", "call", "command", "follow", "here", "opening", "text"]
+
 # A program of several modules, which import each other as they do here.
 _LOAD = """
 import sys, types
@@ -49,34 +37,6 @@ def text(name: str, package: str = "nbkit.remote.there") -> str:
 def bundle(*names: str) -> str:
     """One program of several modules of `there`, each after those that it imports; the last has `main(request)`."""
     return _LOAD.format(texts={name: text(name) for name in names})
-
-
-def command(python: str = "python3") -> str:
-    """The line for the host's login shell, whichever that is, that waits for a program on stdin.
-
-    Args:
-        python: Shell words for `sh` that start a Python: a path, quoted, or for example "module load python; python3".
-    """
-    return shlex.join(["sh", "-c", f"{python} -c {shlex.quote(_BOOT)}"])
-
-
-def opening(source: str, request: Mapping[str, Any]) -> bytes:
-    """What goes to stdin first: the program and its request, each behind its length. The program reads what follows."""
-    parts = (source.encode(), json.dumps(request).encode())
-    return b"".join(b"%d\n" % len(part) + part for part in parts)
-
-
-def call(
-    session: Session, source: str, request: Mapping[str, Any], *, python: str = "python3", timeout_s: float = 60.0
-) -> dict[str, Any]:
-    """Run `source` on the host and return the JSON object it prints as its last line.
-
-    The program finds `request` as REQUEST. It reports a failure as {"error": sentence, "hint": fix}.
-
-    Raises: RemoteCommandError with what the program said, or where there is no Python to run it; UnreachableError.
-    """
-    result = session.run(command(python), input=opening(source, request), timeout_s=timeout_s)
-    return answer(session, result.stdout, result.stderr, result.status, python)
 
 
 def follow(
@@ -124,31 +84,3 @@ def _told(pieces: Iterable[bytes], tell: Callable[[dict[str, Any]], None]) -> by
                 tell(dict(json.loads(last)))
             last = line
     return rest or last
-
-
-def answer(session: Session, stdout: bytes, stderr: bytes, status: int, python: str) -> dict[str, Any]:
-    """The JSON object in the last line of `stdout`.
-
-    Raises: RemoteCommandError.
-    """
-    host = session.route.target
-    last = stdout.rstrip().rpartition(b"\n")[2]
-    try:
-        found = json.loads(last)
-    except ValueError:
-        found = None
-    if isinstance(found, dict) and "error" not in found:
-        return found
-    if isinstance(found, dict):
-        raise RemoteCommandError(
-            f"{host}: {plain(str(found['error']), 400)}.", hint=plain(str(found.get("hint") or "look there"), 400)
-        )
-    said = plain(stderr.decode("utf-8", "replace").strip().rpartition("\n")[2], 300) or f"exit status {status}"
-    if status in {126, 127}:
-        raise RemoteCommandError(
-            f"{host} has no Python at {python!r}: {said}.",
-            hint="install python3 there, or name one: --python PATH (a module line works too: 'module load python; python3')",
-        )
-    raise RemoteCommandError(
-        f"A program of nbkit failed on {host}: {said}.", hint=f"try: ssh {host} {python} --version"
-    )

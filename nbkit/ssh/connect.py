@@ -156,7 +156,11 @@ def _greet(route: Route, hop: Hop, before: list[Engine], timeout_s: float) -> tu
 
     from nbkit.ssh.engine import Engine
 
-    sock, address, proxy_said = _dial(hop, before, hop.connect_timeout_s or timeout_s)
+    try:
+        sock, address, proxy_said = _dial(hop, before, hop.connect_timeout_s or timeout_s)
+    except UnreachableError as error:
+        error.unanswered = not before and not hop.proxy_command
+        raise
     files = (*hop.known_hosts, *hop.global_known_hosts)
     types = known_types(hop.hostname, hop.port, files, alias=hop.host_key_alias)
     engine = Engine(sock, str(hop), key_types=types)

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from nbkit.errors import NbkitError
 from nbkit.ssh import peers
-from nbkit.ssh.session import Session
 from nbkit.ssh.text import said
 
 if TYPE_CHECKING:
+    from nbkit.ssh.carrier import Carrier
+    from nbkit.ssh.relayed import RelayStream
     from nbkit.ssh.sockets import SocketStream
     from nbkit.ssh.stream import Stream
 
@@ -34,7 +35,7 @@ class Connection:
 
     def __init__(self, sock: socket.socket, pump: Pump, until: float) -> None:
         self.sock, self.pump, self.until = sock, pump, until
-        self.stream: Stream | SocketStream | None = None
+        self.stream: Stream | SocketStream | RelayStream | None = None
         self.open = False  # the channel stands
         self.pending = memoryview(b"")  # read here, not sent yet
         self.local_end = False
@@ -152,13 +153,21 @@ class Pump(threading.Thread):
     """
 
     def __init__(
-        self, listener: socket.socket, session: Session, remote: int | str, *, wait_s: float, any_user: bool
+        self,
+        listener: socket.socket,
+        carrier: Carrier,
+        remote: int | str,
+        *,
+        wait_s: float,
+        any_user: bool,
+        keep: bool = False,
     ) -> None:
-        super().__init__(name=f"nbkit-ssh-forward-{listener.getsockname()[1]}", daemon=True)
+        super().__init__(name=f"nbkit-ssh-forward-{remote}", daemon=True)
         self.refused = 0
         self.failed = ""
-        self._listener, self._session, self._remote = listener, session, remote
-        self._wait_s, self._check = wait_s, not any_user and peers.can_tell()
+        self._listener, self._carrier, self._remote = listener, carrier, remote
+        self._tcp = listener.family == socket.AF_INET
+        self._wait_s, self._keep, self._check = wait_s, keep, not any_user and self._tcp and peers.can_tell()
         self._touched: deque[Connection] = deque()
         self._all: set[Connection] = set()
         self._waiting: deque[Connection] = deque()
@@ -247,7 +256,8 @@ class Pump(threading.Thread):
                 sock.close()
                 continue
             sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._tcp:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection = Connection(sock, self, time.monotonic() + self._wait_s)
             self._all.add(connection)
             self._waiting.append(connection)
@@ -256,18 +266,16 @@ class Pump(threading.Thread):
         """Ask for the channels of those who wait, if the link stands; end those who waited too long."""
         while self._waiting:
             connection = self._waiting[0]
+            self._waiting.popleft()
             try:
-                engine = self._session.engine
+                self._carrier.reach(self._remote, connection.opened, connection, keep=self._keep)
             except NbkitError as error:
-                over = self._session.error is not None or time.monotonic() >= connection.until
+                over = self._carrier.error is not None or time.monotonic() >= connection.until
                 if not over:
+                    self._waiting.appendleft(connection)
                     return
-                self._waiting.popleft()
                 self.failed = error.message
                 self._end(connection)
-                continue
-            self._waiting.popleft()
-            engine.reach(self._remote, connection.opened, connection)
 
     def _read(self, connection: Connection) -> None:
         try:

@@ -20,6 +20,7 @@ from nbkit.ssh.text import plain, said
 
 if TYPE_CHECKING:
     from nbkit.ssh.engine import Engine
+    from nbkit.ssh.stream import Sink
     from nbkit.ssh.system import SystemEngine
 
     Connection = Engine | SystemEngine
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 _MOST_OUTPUT = 16 * 1024 * 1024
 _READ_BYTES = 256 * 1024
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 30.0
+# Where the first host does not even answer, nobody is bothered by trying: so that we are back soon when the network is.
+_LONGEST_UNANSWERED_S, _UNANSWERED_DIAL_S = 1.0, 3.0
+_PATIENT_TRY = 4  # each fourth try waits as long as the first connection did
 
 
 @dataclass(frozen=True)
@@ -69,14 +73,15 @@ class Session:
 
     # -- life
 
-    def _open(self) -> None:
+    def _open(self, dial_s: float = 0.0) -> None:
         from nbkit.ssh.connect import arrive_all, by_ssh
 
         engines: list[Connection]
+        timeout_s = min(self._timeout_s, dial_s or self._timeout_s)
         if self._system:
-            engines, methods = [by_ssh(self.route, self._ask, self._timeout_s)], ["as ssh does"]
+            engines, methods = [by_ssh(self.route, self._ask, timeout_s)], ["as ssh does"]
         else:
-            engines, methods = arrive_all(self.route, self._rings, self._ask, self._timeout_s)  # type: ignore[assignment]
+            engines, methods = arrive_all(self.route, self._rings, self._ask, timeout_s)  # type: ignore[assignment]
         with self._state:
             self._engines, self.methods = engines, methods
             gone = self._closed.is_set()
@@ -104,22 +109,25 @@ class Session:
 
     def _come_back(self) -> None:
         """Connect again, with longer and longer pauses; never after a refusal, which would only get us banned."""
-        pause = _FIRST_PAUSE_S
+        pause, tries = _FIRST_PAUSE_S, 0
         while not self._closed.is_set():
+            tries += 1
             self._drop(self._engines)
             if self._ask:
                 self._ask.again()
             try:
-                self._open()
+                self._open(0.0 if tries % _PATIENT_TRY == 0 else _UNANSWERED_DIAL_S)
             except (AuthenticationError, HostKeyError) as error:
                 with self._state:
                     self.error = error
                     self._state.notify_all()
                 self._tell()
                 return
-            except NbkitError:
+            except NbkitError as error:
+                unanswered = isinstance(error, UnreachableError) and error.unanswered
+                pause = min(pause, _LONGEST_UNANSWERED_S if unanswered else _LONGEST_PAUSE_S)
                 self._closed.wait(pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
-                pause = min(2 * pause, _LONGEST_PAUSE_S)
+                pause = 2 * pause
                 continue
             with self._state:
                 if self.alive or self._closed.is_set():
@@ -174,6 +182,21 @@ class Session:
                 hint="connect again; nbkit forwards do it alone",
             )
         return self._engines[-1]
+
+    def reach(
+        self, remote: int | str, opened: Callable[[Exception | None], None], sink: Sink, *, keep: bool = False
+    ) -> Any:
+        """A connection to a port of the host's loopback or to a socket there, that ends with the link.
+
+        Args:
+            opened: Told whether it stands, with an error or None, on the transport's thread.
+            sink: Where its data goes.
+            keep: Means something to Streams only: here nothing is kept.
+
+        Raises: UnreachableError when the link is lost, or the error that ended the session for good.
+        """
+        del keep
+        return self.engine.reach(remote, opened, sink)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until the connection stands; False when it does not within `timeout_s`, or never will."""

@@ -1,0 +1,271 @@
+"""Byte streams to a host that outlive the connection: a relay there holds their far ends while the link is made again.
+
+`Streams(session)` starts the relay where none runs, and is then what a `forward` rides on. docs/relay.md has the protocol.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+from importlib import resources
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from nbkit.errors import NbkitError, RemoteCommandError, UnreachableError
+from nbkit.ssh import program
+from nbkit.ssh.relayed import Line, RelayStream
+from nbkit.ssh.session import Session
+from nbkit.ssh.text import plain
+from nbkit.ssh.there import frames as f
+from nbkit.ssh.there.mux import Mux
+
+if TYPE_CHECKING:
+    from nbkit.ssh.stream import Sink
+
+_MODULES = ("frames", "flow", "mux", "spool", "endpoint", "relay")  # in the order in which they import each other
+_START_S = 60.0
+_GREET_S = 15.0
+_SILENT_S, _DEAD_S = 3, 30  # the link itself is watched by the session; this is for a relay that hangs
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
+_MOST_NOTES = 100
+
+
+class Streams:
+    """Streams over one session. A context manager; `close()` is idempotent and ends them all.
+
+    Attributes:
+        session: Makes the link again; held open as long as this is.
+        error: Why it is over for good; None while it is not.
+        notes: What a person should know, in the order it happened: a relay that was lost, a spool that is full.
+        reconnects: How often a line was made again.
+    """
+
+    def __init__(
+        self, session: Session, *, python: str = "python3", folder: str = "", limits: Mapping[str, Any] | None = None
+    ) -> None:
+        self.session = session
+        self.error: NbkitError | None = None
+        self.notes: list[str] = []
+        self.reconnects = 0
+        self._python, self._folder, self._limits = python, folder, dict(limits or {})
+        self._line: Line | None = None
+        self._path = ""
+        self._boot = ""
+        self._changed: list[Callable[[], None]] = []
+        self._send_lock = threading.Lock()
+        self._again = self._closed = False
+        self._awake = threading.Event()
+        self._new_session()
+        self._attach()
+        session.hold(self.wake)
+        self._thread = threading.Thread(target=self._run, name="nbkit-ssh-streams", daemon=True)
+        self._thread.start()
+
+    def _new_session(self) -> None:
+        self._name, self._resume = secrets.token_hex(16), False
+        self.mux = Mux()
+        self.mux.noted, self.mux.greeted = self._noted, self._greeted
+
+    # -- the line
+
+    def _find(self) -> None:
+        """Find the relay there, or start it.
+
+        Raises: RemoteCommandError with why there is none; UnreachableError.
+        """
+        texts = {name: _text(name) for name in _MODULES}
+        version = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:12]
+        request = {"texts": texts, "version": version, "folder": self._folder, "limits": self._limits}
+        found = program.call(self.session, _text("start"), request, python=self._python, timeout_s=_START_S)
+        self._path = str(found["path"])
+
+    def _attach(self) -> None:
+        """Open a line to the relay and take up the session on it.
+
+        Raises: RemoteCommandError, UnreachableError.
+        """
+        fresh = not self._path
+        if fresh:
+            self._find()
+        line = Line(self)
+        hello = {"protocol": f.PROTOCOL, "session": self._name, "resume": self._resume}
+        with self._send_lock:
+            self.mux.begin(f.frame(f.HELLO, 0, 0, json.dumps(hello).encode()))
+        try:
+            self.session.engine.reach(self._path, line.opened, line)
+            line.wait_open(_GREET_S)
+            self._line = line
+            self.flush()
+            line.wait_ready(_GREET_S)
+        except NbkitError:
+            line.end("given up")
+            if not self.session.alive or line.forgotten:
+                raise
+            self._path = ""  # it may have gone: look again
+            if fresh:
+                raise RemoteCommandError(
+                    f"{self.session.route.target} does not let us reach the relay that was started there: {line.why}.",
+                    hint="sshd may forbid forwards to Unix sockets: AllowStreamLocalForwarding yes in its sshd_config",
+                ) from None
+            raise
+
+    def _greeted(self, said: dict[str, Any]) -> None:
+        """The relay's first word, on the transport's thread."""
+        line = self._line
+        if said["known"]:
+            self._resume, self._boot = True, said["boot"]
+            return
+        if self._boot and said["boot"] != self._boot:
+            why = "was restarted"
+        elif said["expired"]:
+            why = "has given us up after a long absence"
+        else:
+            why = "has lost its relay (it was ended)"
+        gone, streams = f"{self.session.route.target} {why}", self.mux.drop_all()
+        self._boot = said["boot"]
+        if streams:
+            count = f"{len(streams)} open connection{'s' * (len(streams) > 1)}"
+            self._noted(f"{gone}: {count} ended; new ones work.")
+        self._new_session()
+        if line is not None:
+            line.forgotten = True
+            line.end(gone)
+        for stream in streams:
+            stream.gone()  # type: ignore[attr-defined]  # each is a RelayStream
+
+    def _noted(self, text: str) -> None:
+        self.notes.append(plain(text, 500))
+        del self.notes[:-_MOST_NOTES]
+        self._tell()
+
+    # -- the thread
+
+    def _run(self) -> None:
+        pause, ticked = _FIRST_PAUSE_S, time.monotonic()
+        while not self._closed:
+            if self.session.error is not None:
+                self._end(self.session.error)
+                return
+            if self._line is None or self._line.over:
+                if not self.session.wait(0.5):
+                    continue
+                try:
+                    self._attach()
+                except NbkitError:
+                    self._awake.wait(pause)
+                    self._awake.clear()
+                    pause = min(2 * pause, _LONGEST_PAUSE_S)
+                    continue
+                self.reconnects += 1
+                pause = _FIRST_PAUSE_S
+                self._tell()
+            self._awake.wait(1.0)
+            self._awake.clear()
+            if time.monotonic() - ticked >= 1.0:
+                ticked = time.monotonic()
+                self._tick()
+            self.flush()
+
+    def _tick(self) -> None:
+        line = self._line
+        self.mux.tick()
+        if line is not None and line.silent_ticks() >= _DEAD_S:
+            line.end(f"the relay has not answered for {_DEAD_S} s")
+        elif line is not None and line.silent % _SILENT_S == _SILENT_S - 1:
+            self.mux.say(f.PING)
+
+    def wake(self) -> None:
+        """Have the thread look: something is to be sent, or the link has changed."""
+        self._awake.set()
+
+    def flush(self) -> None:
+        """Send what there is, unless another thread does already. Waits for the network, not for the relay."""
+        self._again = True
+        while self._again and self._send_lock.acquire(blocking=False):
+            try:
+                self._again = False
+                if self._line is not None:
+                    self._line.send()
+            finally:
+                self._send_lock.release()
+
+    def _end(self, error: NbkitError) -> None:
+        self.error = error
+        for stream in self.mux.drop_all():
+            stream.gone()  # type: ignore[attr-defined]  # as above
+        self._tell()
+
+    # -- what a forward uses
+
+    @property
+    def alive(self) -> bool:
+        """True while the relay is in reach."""
+        return self._line is not None and self._line.ready and not self._line.over
+
+    def reach(
+        self, remote: int | str, opened: Callable[[Exception | None], None], sink: Sink, *, keep: bool = False
+    ) -> RelayStream:
+        """A connection to a port or a socket on the host, that a lost link does not end; as `Session.reach`.
+
+        Args:
+            keep: What the other end sends while we are away or slow is kept there, in memory and then on disk.
+
+        Raises: UnreachableError while the link is away, or the error that ended it for good.
+        """
+        if self.error is not None:
+            raise self.error
+        if not self.alive or self._closed:
+            raise UnreachableError(f"The link to {self.session.route.target} is away.", hint="it is being made again")
+        mux = self.mux
+        stream = RelayStream(self, remote, opened, sink, keep=keep)
+        mux.open(stream)
+        opened(None)
+        self.flush()
+        if self.mux is not mux:  # the relay was lost just now
+            stream.gone()
+        return stream
+
+    def hold(self, changed: Callable[[], None]) -> None:
+        """Have `changed` called whenever the line comes or goes."""
+        self._changed.append(changed)
+
+    def release(self, changed: Callable[[], None]) -> None:
+        """The counterpart of `hold`."""
+        with contextlib.suppress(ValueError):
+            self._changed.remove(changed)
+
+    def _tell(self) -> None:
+        for changed in list(self._changed):
+            changed()
+
+    def close(self) -> None:
+        """End every stream, and tell the relay; it ends itself when nobody uses it."""
+        if self._closed:
+            return
+        self._closed = True
+        self.mux.say(f.BYE)
+        self.flush()
+        self.wake()
+        self._thread.join(timeout=_GREET_S)
+        self.session.release(self.wake)
+        if self._line is not None:
+            self._line.end("closed here")
+        for stream in self.mux.drop_all():
+            stream.gone()  # type: ignore[attr-defined]  # as above
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _text(name: str) -> str:
+    return resources.files("nbkit.ssh.there").joinpath(f"{name}.py").read_text(encoding="utf-8")
