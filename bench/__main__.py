@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import json
 import pkgutil
 import sys
@@ -21,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=bench.__doc__)
     parser.add_argument("name", nargs="?", help="; ".join(names()))
     parser.add_argument("--json", action="store_true", help="data on stdout instead of a table")
+    parser.add_argument("--runs", type=int, help="how often, for a benchmark that counts runs")
     options = parser.parse_args(argv)
     if options.name is None:
         for name in names():
@@ -30,8 +32,12 @@ def main(argv: list[str] | None = None) -> int:
     if options.name not in names():
         print(f"bench: no benchmark {options.name!r}; there is: {', '.join(names())}", file=sys.stderr)
         return 2
+    run = importlib.import_module(f"bench.{options.name}").run
+    if options.runs is not None and (options.runs < 1 or "runs" not in inspect.signature(run).parameters):
+        print(f"bench: {options.name} takes no --runs {options.runs}", file=sys.stderr)
+        return 2
     try:
-        outcome = importlib.import_module(f"bench.{options.name}").run()
+        outcome = run() if options.runs is None else run(options.runs)
     except bench.CannotRunError as error:
         print(f"bench: {options.name} cannot run: {error}", file=sys.stderr)
         return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 import nbkit
 from nbkit import remote, ssh
-from nbkit.errors import HostKeyError, ModelError, RemoteCommandError
+from nbkit.errors import HostKeyError, ModelError, RemoteCommandError, UnreachableError
 from nbkit.models import encoder as encoder_module
 from nbkit.remote import practice as start_practice
 from tests import sshd
@@ -142,6 +143,34 @@ def write_a_run(rows):
     return run.name
 
 
+def grow_a_run(seconds):
+    import json
+    import os
+    import time
+    from pathlib import Path
+
+    run = Path(os.environ["NBKIT_RUNS"], "20260101-a-run")
+    run.mkdir(parents=True)
+    status = {"state": "training", "step": 0, "max_steps": 1, "updated": time.time(), "started": time.time(),
+              "pid": os.getpid(), "host": "gpu-box", "process_started": 0.0}  # fmt: skip
+    (run / "status.json").write_text(json.dumps(status))
+    end, step = time.monotonic() + seconds, 0
+    with (run / "metrics.jsonl").open("a") as metrics:
+        while time.monotonic() < end:
+            metrics.write(json.dumps({"step": step, "loss": 1.0}) + "\n")
+            metrics.flush()
+            print(step)
+            step += 1
+            time.sleep(0.01)
+    (run / "status.json").write_text(json.dumps(status | {"state": "done"}))
+    return list(range(step))
+
+
+def job_lines(job):
+    """What the job printed, as far as it was read; nothing is asked of the box, which is gone."""
+    return job._text.splitlines()
+
+
 class TestJob:
     def test_returns_what_the_function_returns(self, box, practice):
         """Arguments go over, other functions with it, and the value comes back; it runs in the box's home folder."""
@@ -181,6 +210,38 @@ class TestJob:
         assert "training" == run.status.state
         assert run.id == job.wait()
         assert ("done", b"w" * 1000) == (run.status.state, (run.path / "model" / "weights").read_bytes())
+
+    def test_goes_on_through_lost_links(self, tmp_path):
+        """Cut after cut, and a server that is away for a while: each line comes once, and the copy of the run is whole."""
+        home = 'ForceCommand cd "$HOME" && exec sh -c "$SSH_ORIGINAL_COMMAND"'
+        with (
+            sshd.running(tmp_path / "sshd", home) as server,
+            nbkit.connect("box", config=server.config, python=sys.executable) as box,
+        ):
+            job = remote.start(box, grow_a_run, {"seconds": 8.0}, name="long")
+            run = job.follow(tmp_path / "runs")
+            for _ in range(3):
+                server.cut()
+                time.sleep(1.0)
+            server.stop()
+            before = (run.path / "metrics.jsonl").stat().st_size
+            time.sleep(2.0)
+            assert before == (run.path / "metrics.jsonl").stat().st_size
+            server.start()
+            lines = job.wait()
+        assert lines == [int(line) for line in job_lines(job)]
+        assert lines == [json.loads(line)["step"] for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+        assert "done" == run.status.state
+
+    def test_following_ends_with_the_box(self, practice, tmp_path):
+        """A box that is closed is not connected again: `wait` says so."""
+        with nbkit.connect(practice.host, **practice.options) as other:
+            job = remote.start(other, write_a_run, {"rows": 1000}, name="left")
+            job.follow(tmp_path)
+        with pytest.raises(UnreachableError):
+            job.wait()
+        with nbkit.connect(practice.host, **practice.options) as other:
+            assert remote.Job(other, "left", "").stop()
 
     def test_no_run_is_said(self, box, tmp_path):
         """A job that ends without a run is no run to follow."""

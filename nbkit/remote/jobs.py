@@ -13,6 +13,7 @@ from typing import Any
 
 from nbkit import smoke
 from nbkit.errors import NbkitError, RemoteCommandError, TransferError
+from nbkit.remote import lasting
 from nbkit.remote.box import Box
 from nbkit.remote.transfer import sync
 from nbkit.ssh.text import plain
@@ -28,6 +29,7 @@ print(json.dumps({"runs": sorted(n for n in names if os.path.isfile(os.path.join
 """
 _EVERY_S = 1.0
 _CALL_S = 60.0
+_LOG_BYTES = 2**20
 # Written by `there/job.py` to a file and started in the job's folder, which is its only argument.
 _PROGRAM = """
 import json, os, sys
@@ -53,11 +55,15 @@ class Job:
 
     def __init__(self, box: Box, name: str, runs: str) -> None:
         self.box, self.name, self.runs = box, name, runs
+        self._log, self._text, self._reading = lasting.Log(box, name), "", threading.Lock()
         self._mirror: threading.Thread | None = None
         self._error: NbkitError | None = None
 
     def follow(self, into: str | Path | None = None, *, timeout_s: float = 300.0) -> Run:
-        """Keep a copy of its run here, once a second, for `nbkit.watch` and any other view.
+        """Keep a copy of its run here, once a second, for `nbkit.watch` and any other view, until the job ends.
+
+        A lost link is made again, with longer and longer pauses, and the copy goes on where it was. It ends before the
+        job only when the box is closed, or refuses us.
 
         Args:
             into: The folder of runs here; default: the one that `nbkit.runs` lists.
@@ -66,18 +72,18 @@ class Job:
         Raises: RemoteCommandError when it ended before, or began no run in time; UnreachableError.
         """
         end, folder = time.monotonic() + timeout_s, Path(into) if into is not None else runs_dir()
-        while time.monotonic() < end:
-            running, found = self._told()["running"], None
-            with contextlib.suppress(TransferError):
-                found = self._copy(folder)
-            if found:
-                self._mirror = threading.Thread(target=self._keep_up, args=(folder,), name=self.name, daemon=True)
-                self._mirror.start()
-                return found
-            if not running:
-                self.wait()
-                break
-            time.sleep(_EVERY_S)
+        with lasting.held(self.box.session):
+            while (left_s := end - time.monotonic()) > 0:
+                running = lasting.through(self.box.session, self._told, back_s=left_s)["running"]
+                found = lasting.through(self.box.session, lambda: self._copied(folder), back_s=left_s)
+                if found:
+                    self._mirror = threading.Thread(target=self._keep_up, args=(folder,), name=self.name, daemon=True)
+                    self._mirror.start()
+                    return found
+                if not running:
+                    self.wait()
+                    break
+                time.sleep(_EVERY_S)
         raise RemoteCommandError(
             f"{self.name} on {self.box.host} began no run.", hint="call nbkit.start(trainer) in it"
         )
@@ -85,48 +91,63 @@ class Job:
     def wait(self) -> Any:
         """Wait until it ends, and until the copy of its run is whole. Returns: What the function returned.
 
-        Raises: RemoteCommandError with its last words when it failed; UnreachableError.
+        A lost link is made again.
+
+        Raises: RemoteCommandError with its last words when it failed; UnreachableError when the box is closed.
         """
         if self._mirror is not None:
             self._mirror.join()
         if self._error is not None:
             raise self._error
-        while (told := self._told())["running"]:
-            time.sleep(_EVERY_S)
+        with lasting.held(self.box.session):
+            while (told := lasting.through(self.box.session, self._told))["running"] or told["text"]:
+                time.sleep(_EVERY_S if told["running"] else 0.0)
         if told["result"] is None:
-            last = plain(told["text"].strip().rpartition("\n")[2], 400) or "nothing"
+            last = plain(self._text.strip().rpartition("\n")[2], 400) or "nothing"
             raise RemoteCommandError(
                 f"{self.name} on {self.box.host} failed: {last}", hint="print(job.log()) has all of it"
             )
         return told["result"]["value"]
 
     def log(self) -> str:
-        """What it has printed, the first MB."""
-        return plain(self._told()["text"], 2**20, lines=True)
+        """What it has printed, the last MB."""
+        while self._told()["text"]:
+            pass
+        return plain(self._text, _LOG_BYTES, lines=True)
 
     def stop(self) -> bool:
         """End it now; False when it had ended. `run.stop()` on the box ends a run well."""
         return bool(self.box.call("job", {"verb": "stop", "name": self.name}, timeout_s=_CALL_S)["stopped"])
 
     def _told(self) -> dict[str, Any]:
-        asked = {"verb": "read", "name": self.name, "offset": 0, "wait_s": 0.0}
-        return self.box.call("job", asked, timeout_s=_CALL_S)
+        """How it is, and what it has printed since the last time."""
+        with self._reading:
+            told = self._log.read()
+            self._text = (self._text + told["text"])[-_LOG_BYTES:]
+            return told
+
+    def _copied(self, into: Path) -> Run | None:
+        """As `_copy`; None too where a file was being written, which comes with the next copy."""
+        with contextlib.suppress(TransferError):
+            return self._copy(into)
+        return None
 
     def _copy(self, into: Path) -> Run | None:
         """Bring the copy of its newest run up to date; None before it has begun one."""
         begun = self.box.call(_RUNS, {"folder": f"~/{self.runs}"}, timeout_s=_CALL_S)["runs"]
         if not begun:
             return None
-        sync(self.box, f"{self.runs}/{begun[-1]}", into / Path(begun[-1]).name, down=True)
+        sync(self.box, f"{self.runs}/{begun[-1]}", into / Path(begun[-1]).name, down=True, growing=True)
         return Run(into / Path(begun[-1]).name)
 
     def _keep_up(self, into: Path) -> None:
+        session = self.box.session
         try:
-            while self._told()["running"]:
-                with contextlib.suppress(TransferError):  # a file that is being written comes with the next copy
-                    self._copy(into)
-                time.sleep(_EVERY_S)
-            self._copy(into)
+            with lasting.held(session):
+                while lasting.through(session, self._told)["running"]:
+                    lasting.through(session, lambda: self._copied(into))
+                    time.sleep(_EVERY_S)
+                lasting.through(session, lambda: self._copy(into))
         except NbkitError as error:
             self._error = error
 

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from nbkit.display import Table
-from nbkit.errors import RemoteCommandError, UnreachableError
+from nbkit.errors import RemoteCommandError
 from nbkit.hardware import Machine, torch_builds
-from nbkit.remote import locked, look, program
+from nbkit.remote import lasting, locked, look, program
 from nbkit.remote.box import Box, remember
 from nbkit.remote.trace import JUPYTER_NEEDS
 from nbkit.ssh.text import plain
@@ -227,30 +227,12 @@ def _follow(box: Box, job: str, say: Say) -> dict[str, Any]:
 
     Raises: RemoteCommandError with what went wrong there; UnreachableError when the link does not come back.
     """
-
-    def changed() -> None:
-        """The link is made again while somebody holds it; nothing else is to do."""
-
-    offset = 0
-    box.session.hold(changed)
-    try:
-        while True:
-            try:
-                asked = {"verb": "read", "name": job, "offset": offset, "wait_s": _WAIT_S}
-                told = box.call("job", asked, timeout_s=_CALL_S)
-            except UnreachableError:
-                say("the link is lost; the setup goes on there, connecting again")
-                if not box.session.wait(_BACK_S):
-                    raise
-                continue
-            offset = told["offset"]
-            for line in told["text"].splitlines():
-                say(plain(line))
-            if not told["running"]:
-                break
-    finally:
-        box.session.release(changed)
-    result = told["result"]
+    result = lasting.Log(box, job).follow(
+        say,
+        wait_s=_WAIT_S,
+        back_s=_BACK_S,
+        lost=lambda: say("the link is lost; the setup goes on there, connecting again"),
+    )
     if result is None:
         raise RemoteCommandError(
             f"{box.host}: the setup was ended before it was done.",

@@ -148,6 +148,7 @@ def sync(
     links: Links = "copy",
     check: bool = False,
     dry_run: bool = False,
+    growing: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Transferred:
     """Make the folder `dst` hold what the folder `source` holds; see `push`.
@@ -155,9 +156,10 @@ def sync(
     Args:
         down: From the box to here.
         delete: Remove from `dst` what `source` does not have.
+        growing: Take of `.jsonl` files that are being appended to what was there at the start, instead of refusing them.
     """
     request = _request([os.fspath(source)], os.fspath(dst), links, True, check, dry_run)
-    request |= {"contents": True, "delete": delete}
+    request |= {"contents": True, "delete": delete, "growing": growing}
     return (_receive if down else _send)(box, request, progress)
 
 

@@ -17,6 +17,9 @@ Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, the file
 Widen = Callable[[str, int], List[Callable[[f.Bytes], Any]]]
 
 
+GROWING = b".jsonl"  # lines are only ever appended to it
+
+
 class Sender:
     """Sends `sources` to a Receiver.
 
@@ -109,10 +112,11 @@ class Sender:
     def _content(self, file: Any, entry: Entry, hashes: bytes) -> bytes:
         """The file's sha256; empty when it is not, or no longer, what was announced."""
         whole, number, kept, size = hashlib.sha256(), 0, 0, 0
-        if not _same(file, entry):
+        grows = self._request.get("growing", False) and entry.name.endswith(GROWING)
+        if not _same(file, entry, grows):
             return b""
         while size < entry.size:
-            view = self._block[: self._read(file)]
+            view = self._block[: min(self._read(file), entry.size - size)]
             if not view:
                 return b""
             whole.update(view)
@@ -132,7 +136,7 @@ class Sender:
                 self._progress(self._done, self._total, f.text(entry.name))
         if kept:
             self._link.put_json(f.KEPT, kept)
-        return whole.digest() if size == entry.size and _same(file, entry) else b""
+        return whole.digest() if size == entry.size and _same(file, entry, grows) else b""
 
     def _read(self, file: Any) -> int:
         size = 0
@@ -166,6 +170,8 @@ class Sender:
         return body
 
 
-def _same(file: Any, entry: Entry) -> bool:
+def _same(file: Any, entry: Entry, grows: bool) -> bool:
     found = os.fstat(file.fileno())
+    if grows:
+        return found.st_size >= entry.size  # what was announced of it still stands
     return (found.st_size, found.st_mtime_ns) == (entry.size, entry.mtime_ns)
