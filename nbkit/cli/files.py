@@ -6,12 +6,14 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from nbkit.cli._base import HOST, host_options, json_option
+from nbkit.cli._remote import on_option, opened
 
 if TYPE_CHECKING:
     from nbkit.remote import Progress, Transferred
@@ -82,22 +84,62 @@ def push(
 
 
 @click.command(
-    help=f"Fetch files and folders from a host.\n\n{HOST} DST is a folder that they go into, or the new name of the only "
-    f"one. {_CHECKED}\n\n\b\nExamples:\n  nbkit pull gpu-box:runs/20261130-tickets/adapter .\n"
-    "  nbkit pull gpu-box:a.log gpu-box:b.log logs/ --parents"
+    help=f"Fetch files and folders from a host, or what a run wrote there.\n\n{HOST} DST is a folder that they go into, or the "
+    f"new name of the only one. {_CHECKED}\n\nRUN is what nbkit run began, by its id, the start of one or the name of its file: "
+    "what it wrote, its executed notebook and its log go into DST/RUN  [default: here], what it trained to the runs that "
+    "nbkit runs lists. What was sent stays there.\n\n"
+    "\b\nExamples:\n  nbkit pull gpu-box:runs/20261130-tickets/adapter .\n"
+    "  nbkit pull gpu-box:a.log gpu-box:b.log logs/ --parents\n"
+    "  nbkit pull train --on gpu-box"
 )
-@click.argument("sources", nargs=-1, required=True, metavar="HOST:SRC...")
-@click.argument("dst")
+@click.argument("words", nargs=-1, required=True, metavar="HOST:SRC... DST | RUN [DST]")
+@on_option
 @_PARENTS
 @_options
-def pull(sources: tuple[str, ...], dst: str, config: str | None, python: str, as_json: bool, **options: Any) -> None:
+def pull(words: tuple[str, ...], host: str, config: str | None, python: str, as_json: bool, **options: Any) -> None:
+    if host or not _is_place(words[0]):
+        _refuse_given(options, "HOST:SRC")
+        _pull_run(words, host, config, python, as_json=as_json)
+        return
     from nbkit import remote
 
+    *sources, dst = words
+    if not sources:
+        raise click.UsageError("Missing argument 'DST'.")
     places = [_place(source) for source in sources]
     if len({host for host, _ in places}) > 1:
         raise click.UsageError("all sources must be on one host")
     paths = [path or "." for _, path in places]
     _run(places[0][0], config, python, as_json, options, lambda box, more: remote.pull(box, paths, dst, **more))
+
+
+def _pull_run(words: tuple[str, ...], host: str, config: str | None, python: str, *, as_json: bool) -> None:
+    from nbkit.remote import begun
+    from nbkit.training import runs_dir
+
+    if len(words) > 2 or (not host and begun.find(words[0]) is None):
+        raise click.BadParameter(
+            f"{words[0]!r} is neither HOST:PATH nor a run that this machine began (name its box: --on HOST)",
+            param_hint="HOST:SRC",
+        )
+    meter = _Meter()
+    with opened(words[0], host, config, python) as work:
+        into = Path(words[1] if len(words) > 1 else ".", work.id)
+        runs = Path(words[1], "runs") if len(words) > 1 else runs_dir()
+        if work.active:
+            click.echo(f"{work.id} is still at work: this is what there is now.", err=True)
+        try:
+            done = work.pull(into, runs, meter.tell)
+        finally:
+            meter.end()
+    files, size = sum(each.files for each in done), sum(each.bytes for each in done)
+    trained = [str(runs / run["id"]) for run in work.about["runs"]]
+    if as_json:
+        click.echo(
+            json.dumps({"run": work.id, "into": str(into), "runs": trained, "files": files, "bytes": size}, indent=2)
+        )
+        return
+    click.echo(f"{files} files, {_size(size)}: {', '.join([str(into), *trained])}")
 
 
 @click.command(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nbkit import smoke
+from nbkit import atomic, smoke
 from nbkit.errors import NbkitError, RemoteCommandError, UnreachableError
 from nbkit.remote import begun, parcel, program
 from nbkit.remote.box import Box
@@ -136,7 +136,9 @@ class Work:
         done = [
             pull(self.box, paths, f"{into / place}/", parents=True, progress=progress) for place, paths in above.items()
         ]
-        done.append(pull(self.box, f"{folder}/log", f"{into}/", parents=True, progress=progress))
+        said = bytearray()
+        self.follow(said.extend, wait=False)  # a file that still grows is no file to transfer
+        atomic.write_bytes(into / "log", bytes(said), mode=0o600)
         for run in told["runs"]:
             name = Path(str(run["id"])).name
             done.append(sync(self.box, f"{folder}/runs/{name}", runs / name, down=True, progress=progress))
