@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from nbkit import __version__
-from nbkit.cli import box, demo, files, fit, machine, runs, ssh, tunnel, view, work
+from nbkit.cli import box, demo, files, fit, kernel, machine, runs, ssh, tunnel, view, work
 from nbkit.cli._base import Commands
 
 
@@ -27,6 +27,7 @@ def main() -> None:
       nbkit hosts            the GPU boxes of ~/.ssh/config: which answer, their GPUs and free memory
       nbkit doctor gpu-box   the path to a box, hop by hop, and what is wrong there
       nbkit tunnel gpu-box   its Jupyter and its kernels, here
+      nbkit kernel add gpu-box   its Python as a kernel of the JupyterLab here
 
     \b
     Exit codes: 0 ok, 1 failed, 2 usage, 3 unreachable, 4 authentication or host key, 5 the doctor found a blocker,
@@ -34,6 +35,6 @@ def main() -> None:
     """
 
 
-for _verbs in (machine, fit, runs, work, view, box, ssh, tunnel, files, demo):
+for _verbs in (machine, fit, runs, work, view, box, ssh, tunnel, kernel, files, demo):
     for _verb in _verbs.VERBS:
         main.add_command(_verb)

@@ -114,7 +114,8 @@ def _described(box: dict[str, Any]) -> str:
     else:
         lines.append(f"  jupyter  {server['version']} in {server['root']}   pid {server['pid']}")
     lines += [
-        f"  kernel   {each['name'] or 'of a Jupyter elsewhere'}   {each['state'] or 'running'}   pid {each['pid']}"
+        f"  kernel   {each['name'] or each.get('of') or 'of a Jupyter elsewhere'}   {each['state'] or 'running'}"
+        f"   pid {each['pid']}"
         for each in box["kernels"]
     ]
     lines += [f"  started from those: {each['command'][:80]}   pid {each['pid']}" for each in box["rest"]]

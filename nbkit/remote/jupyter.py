@@ -46,7 +46,8 @@ class Running:
 
     Attributes:
         server: Facts of the server; {"pid", "problem"} for one that does not answer; None without one.
-        kernels: id, pid, name and state of each; name and state are None for one that no server knows.
+        kernels: id, pid, name and state of each, name and state None for one that no server knows; of those that nbkit
+            started also the display name (of) and since when (seconds since 1970).
         rest: pid and command of what people started from kernels and terminals, which nbkit leaves alone.
     """
 
@@ -132,12 +133,33 @@ def stop(box: Box) -> Stopped:
     return Stopped(**_call(box, "stop"))
 
 
-def start_kernel(box: Box, kernel_id: str, argv: list[str], env: dict[str, str], key: str) -> dict[str, Any]:
+def about_kernels(box: Box) -> dict[str, str]:
+    """The box's Python (python, path) and its ipykernel, by version.
+
+    Raises: RemoteCommandError where it has no ipykernel; UnreachableError.
+    """
+    return _call(box, "about")
+
+
+def start_kernel(
+    box: Box, kernel_id: str, argv: list[str], env: dict[str, str], key: str, name: str = ""
+) -> dict[str, Any]:
     """Start a kernel of its own on the box: its pid, start time and the paths of its five sockets.
+
+    Args:
+        name: What people call it; shown by `look`.
 
     Raises: RemoteCommandError; UnreachableError.
     """
-    return _call(box, "kernel", id=kernel_id, argv=argv, env=env, key=key)
+    return _call(box, "kernel", id=kernel_id, argv=argv, env=env, key=key, name=name)
+
+
+def find_kernel(box: Box, kernel_id: str) -> dict[str, Any]:
+    """A kernel that runs there, as `start_kernel` tells of one, with its key.
+
+    Raises: RemoteCommandError when it has ended; UnreachableError.
+    """
+    return _call(box, "again", id=kernel_id)
 
 
 def forget_kernel(box: Box, kernel_id: str) -> None:

@@ -9,12 +9,45 @@ import hashlib
 import json
 import re
 import shutil
+import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nbkit import atomic
+from nbkit.errors import NbkitError, RemoteCommandError
+from nbkit.remote import jupyter
+from nbkit.remote.box import Box
 
 PROVISIONER = "nbkit-box"
+By = Literal["tunnel", "add", "attach"]
+OnClose = Literal["leave", "end"]
+_PYTHON = ["python", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")  # Jupyter's rule, less the names that begin with a dot or a dash
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A kernel of a box that can be chosen here.
+
+    Attributes:
+        name: For `jupyter console --kernel`, papermill -k, nbval --nbval-kernel-name.
+        shown: As the launcher shows it.
+        by: What made it: a tunnel, `kernel add`, or `kernel attach`.
+        on_close: What becomes of the kernel when the Jupyter server here ends.
+        running: Id of the kernel that it returns to; empty where it starts one.
+    """
+
+    name: str
+    shown: str
+    host: str
+    by: By
+    on_close: OnClose
+    running: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        """For `--json`."""
+        return asdict(self)
 
 
 def register(host: str, specs: dict[str, Any], *, config: str = "", python: str = "") -> list[str]:
@@ -29,7 +62,7 @@ def register(host: str, specs: dict[str, Any], *, config: str = "", python: str 
 
     Raises: StorageError.
     """
-    unregister(host)
+    unregister(host, by="tunnel")
     shown = []
     for name, found in sorted(specs.items()):
         spec = dict(found["spec"])
@@ -39,21 +72,120 @@ def register(host: str, specs: dict[str, Any], *, config: str = "", python: str 
         if provisioner != "local-provisioner":
             continue  # of yet another machine: the box reaches it, we do not
         spec["display_name"] = f"{spec['display_name']} ({host})"
-        where = {"host": host, "ssh_config": config, "python": python}
-        spec["metadata"] = {
-            **spec.get("metadata", {}), "kernel_provisioner": {"provisioner_name": PROVISIONER, "config": where},
-        }  # fmt: skip
-        atomic.write_json(_folder() / _name(host, name) / "kernel.json", spec)
+        _write(_name(host, name), spec, "tunnel", {"host": host, "ssh_config": config, "python": python})
         shown.append(spec["display_name"])
     return shown
 
 
-def unregister(host: str) -> int:
-    """Remove the kernels of `host` from this machine's Jupyter; how many there were."""
-    found = [path.parent for path in _folder().glob("nbkit-*/kernel.json") if _host(path) == host]
-    for folder in found:
-        shutil.rmtree(folder, ignore_errors=True)
+def add(box: Box, *, name: str = "", on_close: OnClose = "leave", config: str | Path | None = None) -> Listed:
+    """Make the Python of a box a kernel that can be chosen here; it needs ipykernel there, no Jupyter and no nbkit.
+
+    Args:
+        name: For command lines, and what the launcher shows; from the host when empty.
+        on_close: Whether a kernel goes on when the Jupyter server here ends. Ending it by name always ends it.
+        config: The ssh_config in place of the user's own.
+
+    Raises: RemoteCommandError where there is no ipykernel; NbkitError (exit code 2) for a name that Jupyter does not
+        take, or that another kernel has; StorageError.
+    """
+    chosen = (name or f"nbkit-{re.sub(r'[^a-z0-9._-]', '-', box.host.lower())}").lower()
+    if not _NAME.fullmatch(chosen):
+        raise NbkitError(
+            f"{name!r} cannot be a kernel's name.", hint="letters, digits, dots, dashes: --name gpu-box", exit_code=2
+        )
+    owner = next((each for each in listed() if each.name == chosen), None)
+    if (_folder() / chosen).exists() and (owner is None or owner.host != box.host):
+        raise NbkitError(
+            f"There is a kernel {chosen!r} already" + (f", of {owner.host}." if owner else ", not of nbkit's."),
+            hint="another name: --name NAME      (or: nbkit kernel rm NAME)",
+            exit_code=2,
+        )
+    about = jupyter.about_kernels(box)
+    spec = _spec(f"{name or 'Python ' + about['python'].rpartition('.')[0]} ({box.host})")
+    where = {"host": box.host, "ssh_config": str(config or ""), "python": box.python, "on_close": on_close}
+    return _write(chosen, spec, "add", where)
+
+
+def attach(box: Box, kernel_id: str = "", *, config: str | Path | None = None) -> Listed:
+    """Make a kernel that runs on a box one that can be chosen here: the notebook that does has its variables again.
+
+    Args:
+        kernel_id: Its id or the beginning of it; not needed where one runs.
+        config: The ssh_config in place of the user's own.
+
+    Raises: RemoteCommandError when there is none, or several to choose from; StorageError.
+    """
+    running = [each for each in jupyter.look(box).kernels if each["name"] is None]
+    found = [each for each in running if str(each["id"]).startswith(kernel_id)]
+    if len(found) != 1:
+        ids = ", ".join(f"{each['id'][:8]} ({each.get('of') or each['pid']})" for each in found or running)
+        raise RemoteCommandError(
+            f"{len(found) or 'No'} kernel{'s' if len(found) > 1 else ''} on {box.host}"
+            f"{' whose id begins with ' + kernel_id if kernel_id else ''}" + (f"; there are: {ids}." if ids else "."),
+            hint=f"nbkit kernel attach {box.host} ID" if ids else f"start one: nbkit kernel add {box.host}",
+        )
+    one = found[0]
+    since = time.strftime("%H:%M", time.localtime(one.get("since", 0)))
+    spec = _spec(f"{one.get('of') or f'Kernel ({box.host})'}, running since {since}")
+    where = {"host": box.host, "ssh_config": str(config or ""), "python": box.python, "running": one["id"]}
+    return _write(_name(box.host, one["id"]), spec, "attach", where)
+
+
+def listed() -> list[Listed]:
+    """The kernels of boxes that can be chosen here."""
+    found = (_read(path) for path in sorted(_folder().glob("*/kernel.json")))
+    return [each for each in found if each is not None]
+
+
+def unregister(host: str = "", *, name: str = "", by: By | None = None, running: str = "") -> int:
+    """Take kernels out of this machine's Jupyter: those that match all that is given. Returns how many there were.
+
+    Nothing on the box is ended.
+    """
+    wanted = {"host": host, "name": name, "by": by, "running": running}
+    found = [
+        each for each in listed() if all(not value or getattr(each, key) == value for key, value in wanted.items())
+    ]
+    for each in found:
+        shutil.rmtree(_folder() / each.name, ignore_errors=True)
     return len(found)
+
+
+def _spec(shown: str) -> dict[str, Any]:
+    return {
+        "argv": list(_PYTHON), "display_name": shown, "language": "python", "interrupt_mode": "signal",
+        "metadata": {"debugger": True},
+    }  # fmt: skip
+
+
+def _write(name: str, spec: dict[str, Any], by: By, where: dict[str, str]) -> Listed:
+    spec = {
+        **spec,
+        "metadata": {
+            **spec.get("metadata", {}),
+            "kernel_provisioner": {"provisioner_name": PROVISIONER, "config": where},
+            "nbkit": {"by": by},
+        },
+    }
+    path = _folder() / name / "kernel.json"
+    atomic.write_json(path, spec)
+    made = _read(path)
+    assert made is not None
+    return made
+
+
+def _read(path: Path) -> Listed | None:
+    """The kernel of a spec; None for one that is not ours, or that cannot be read."""
+    try:
+        spec = json.loads(path.read_text(encoding="utf-8"))
+        provisioner = spec["metadata"]["kernel_provisioner"]
+        if provisioner["provisioner_name"] != PROVISIONER:
+            return None
+        where, by = provisioner["config"], spec["metadata"].get("nbkit", {}).get("by", "tunnel")
+        on_close = where.get("on_close", "leave")
+        return Listed(path.parent.name, spec["display_name"], where["host"], by, on_close, where.get("running", ""))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _folder() -> Path:
@@ -66,10 +198,3 @@ def _name(host: str, kernel: str) -> str:
     """A name that Jupyter allows, and that two hosts never share."""
     readable = re.sub(r"[^A-Za-z0-9._-]", "_", f"{host}-{kernel}")[:60].lower()
     return f"nbkit-{readable}-{hashlib.sha256(f'{host} {kernel}'.encode()).hexdigest()[:8]}"
-
-
-def _host(path: Path) -> str:
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["metadata"]["kernel_provisioner"]["config"]["host"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""

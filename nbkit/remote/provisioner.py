@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
-from traitlets import Unicode
+from traitlets import Enum, Unicode
 
 from nbkit import ssh
 from nbkit.errors import NbkitError
-from nbkit.remote import jupyter
+from nbkit.remote import jupyter, kernels
 from nbkit.remote.box import Box, connect
 
 if TYPE_CHECKING:
@@ -31,6 +32,12 @@ class BoxProvisioner(KernelProvisionerBase):
     host = Unicode(help="An alias of ~/.ssh/config, USER@HOST[:PORT] or ssh://USER@HOST:PORT.").tag(config=True)
     ssh_config = Unicode(help="A file in place of the user's ssh_config.").tag(config=True)
     python = Unicode(help="Shell words that start the box's Python.").tag(config=True)
+    on_close = Enum(
+        ["leave", "end"], "leave", help="What becomes of the kernel when the Jupyter server that shows it ends."
+    ).tag(config=True)
+    running = Unicode(help="Id of a kernel that runs on the box, to be returned to; else one is started.").tag(
+        config=True
+    )
 
     _box: Box | None = None
     _kernel: dict[str, Any] | None = None
@@ -47,25 +54,72 @@ class BoxProvisioner(KernelProvisionerBase):
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         manager: Any = self.parent
-        key = manager.session.key.decode()
-        await asyncio.to_thread(self._launch, cmd, kwargs["env"], key)
+        key = await asyncio.to_thread(self._launch, cmd, kwargs["env"], manager.session.key.decode())
+        self._leave_with_the_server(manager)
         shell, iopub, stdin, control, heartbeat = (forward.local_port for forward in self._forwards)
-        self.connection_info = {
+        info: dict[str, Any] = {
             "transport": "tcp", "ip": "127.0.0.1", "key": key.encode(), "signature_scheme": "hmac-sha256",
             "shell_port": shell, "iopub_port": iopub, "stdin_port": stdin, "control_port": control, "hb_port": heartbeat,
         }  # fmt: skip
+        self.connection_info = cast("KernelConnectionInfo", info)  # the key as bytes, as jupyter_client compares it
         return self.connection_info
 
-    def _launch(self, argv: list[str], env: dict[str, str], key: str) -> None:
-        if self._box is None:  # else a restart: connection, ports and socket paths stay
+    def _launch(self, argv: list[str], env: dict[str, str], key: str) -> str:
+        """Start the kernel, or at first find the one that runs; the key that signs its messages."""
+        first = self._box is None  # else a restart: connection, ports and socket paths stay
+        if self._box is None:
             self._box = connect(self.host, config=self.ssh_config or None, ask=None, python=self.python)
         try:
-            self._kernel = jupyter.start_kernel(self._box, self.kernel_id, argv, env, key)
+            if first and self.running:
+                self._kernel = jupyter.find_kernel(self._box, self.running)
+                key = str(self._kernel["key"])
+            else:
+                name = str(self.kernel_spec.display_name)
+                self._kernel = jupyter.start_kernel(self._box, self._id, argv, env, key, name)
             if not self._forwards:
                 self._forwards = tuple(ssh.forward(self._box.session, path) for path in self._kernel["sockets"])
         except NbkitError:
             self._close()
             raise
+        return key
+
+    @property
+    def _id(self) -> str:
+        """The kernel's id on the box; the one here is another when it was returned to."""
+        return self.running or str(self.kernel_id)
+
+    def _leave_with_the_server(self, manager: Any) -> None:
+        """Let the end of a Jupyter server leave the kernel alone, unless it is to go with it.
+
+        A server ends by `shutdown_all` of what holds its kernel managers; people and scripts that end one kernel do not.
+        """
+        pool = manager.parent
+        shut_down = getattr(pool, "shutdown_all", None)
+        if self.on_close != "leave" or not inspect.iscoroutinefunction(shut_down) or hasattr(pool, "nbkit_leaves"):
+            return
+
+        async def shutdown_all(*args: Any, **kwargs: Any) -> None:
+            for one in pool.list_kernel_ids():
+                kept = pool.get_kernel(one)
+                here = getattr(kept, "provisioner", None)
+                if isinstance(here, BoxProvisioner) and here.on_close == "leave":
+                    kept.stop_restarter()
+                    kept.cleanup_connection_file()
+                    pool.remove_kernel(one)
+                    await asyncio.to_thread(here.leave)
+            await shut_down(*args, **kwargs)
+
+        pool.shutdown_all, pool.nbkit_leaves = shutdown_all, True
+
+    def leave(self) -> None:
+        """Close this end; the kernel runs on, on the box."""
+        if self._kernel is not None:
+            self.log.info(
+                "The kernel %s runs on, on %s. Return to it: nbkit kernel attach %s %s",
+                self._id[:8], self.host, self.host, self._id[:8],
+            )  # fmt: skip
+        self._kernel = None
+        self._close()
 
     async def poll(self) -> int | None:
         """None while the kernel lives; it is dead only when the box says so, not when the link is lost."""
@@ -101,8 +155,8 @@ class BoxProvisioner(KernelProvisionerBase):
         await self.send_signal(signal.SIGTERM)
 
     async def cleanup(self, restart: bool = False) -> None:
-        if not restart:
-            await asyncio.to_thread(self._close)
+        if not restart and self._box is not None:
+            await asyncio.to_thread(self._end)
 
     def _close(self) -> None:
         box, forwards = self._box, self._forwards
@@ -110,5 +164,13 @@ class BoxProvisioner(KernelProvisionerBase):
         for forward in forwards:
             forward.close()
         if box is not None:
-            with box, contextlib.suppress(NbkitError):  # its files are gone at `nbkit stop` at the latest
-                jupyter.forget_kernel(box, self.kernel_id)
+            box.close()
+
+    def _end(self) -> None:
+        """Close this end of a kernel that was ended, and clear away what is left of it on both sides."""
+        if self._box is not None:
+            with contextlib.suppress(NbkitError):  # its files are gone at `nbkit stop` at the latest
+                jupyter.forget_kernel(self._box, self._id)
+        self._close()
+        if self.running:
+            kernels.unregister(self.host, running=self.running)

@@ -67,14 +67,16 @@ class Ended:
 
 
 def stop(host: str, *, config: str | None = None, python: str = "") -> Ended:
-    """End everything of ours on `host`, and the tunnels there; take its kernels out of this machine's Jupyter.
+    """End everything of ours on `host`, and the tunnels there; take what a tunnel and `kernel attach` put into this machine's
+    Jupyter out of it. What `kernel add` put there stays: it starts new ones.
 
     Raises: what keeps the box from being asked; then nothing was ended.
     """
     place = _place(host, config, python)
     with connect(host, config=place.config or None, python=place.python) as box:
         ended = jupyter.stop(box)
-    closed, removed = tunnels.close(host), kernels.unregister(host)
+    closed = tunnels.close(host)
+    removed = kernels.unregister(host, by="tunnel") + kernels.unregister(host, by="attach")
     tunnels.forget(host)
     return Ended(closed, removed, ended)
 

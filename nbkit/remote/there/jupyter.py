@@ -1,6 +1,7 @@
 """Jupyter on this box: started once, found again by our mark, ended with all that is ours. Prints one JSON object.
 
-REQUEST["do"] is "start" (or find), "look", "stop", "kernel" (start one outside the server) or "forget" (its files).
+REQUEST["do"] is "start" (or find), "look", "stop", or of kernels outside of the server: "about" (can there be one), "kernel"
+(start one), "again" (find one that runs), "forget" (its files).
 A process is ours when it carries MARK with our folder in its environment and names one of our files on its command line.
 """
 
@@ -305,8 +306,12 @@ def look(_request: dict[str, Any]) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     for pid, file in sorted(kernels.items()):
         name = os.path.basename(file)[len("kernel-") : -len(".json")]
-        about = states.get(name, {})
-        each = {"id": name, "pid": pid, "name": about.get("name"), "state": about.get("execution_state")}
+        known = states.get(name, {})
+        each = {"id": name, "pid": pid, "name": known.get("name"), "state": known.get("execution_state")}
+        with contextlib.suppress(OSError, ValueError):
+            with open(file, encoding="utf-8") as text:
+                each["of"] = json.load(text).get("kernel_name", "")
+            each["since"] = os.stat(file).st_mtime
         shown.setdefault(name, each)  # a fork of a kernel looks like it
     return {"server": server, "kernels": list(shown.values()), "rest": commands(rest)}
 
@@ -342,15 +347,43 @@ def stop(_request: dict[str, Any]) -> dict[str, Any]:
 # -- a kernel without the server
 
 
+def about(_request: dict[str, Any]) -> dict[str, Any]:
+    """This Python, and that kernels run in it."""
+    if not version("ipykernel"):
+        raise ProblemError(
+            "%s has no ipykernel" % sys.executable,
+            "nbkit setup HOST      (or name another Python: --python PATH; or there: %s -m pip install ipykernel)"
+            % sys.executable,
+        )
+    return {"python": "%d.%d.%d" % sys.version_info[:3], "ipykernel": version("ipykernel"), "path": sys.executable}
+
+
+def again(request: dict[str, Any]) -> dict[str, Any]:
+    """A kernel that runs: as `kernel` tells of one, and its key."""
+    folder = place()
+    base = os.path.join(folder, "kernel-" + request["id"])
+    for pid, file in sorted(sorted_out(folder)[1].items()):
+        with contextlib.suppress(OSError):
+            if file == base + ".json" and stats(pid)[0] not in "ZX":
+                with open(file, encoding="utf-8") as text:
+                    key = json.load(text)["key"]
+                return {"pid": pid, "started": stats(pid)[1], "sockets": sockets(base), "key": key}
+    raise ProblemError("Kernel %s has ended" % request["id"][:8], "see what runs there: nbkit kernel list HOST")
+
+
+def sockets(base: str) -> list[str]:
+    return ["%s-ipc-%d" % (base, number) for number in range(1, 1 + len(CHANNELS))]
+
+
 def kernel(request: dict[str, Any]) -> dict[str, Any]:
     """Start a kernel for a Jupyter elsewhere: its five sockets lie in our folder, its key came over stdin."""
     folder = place()
     base = os.path.join(folder, "kernel-" + request["id"])
-    sockets = ["%s-ipc-%d" % (base, number) for number in range(1, 1 + len(CHANNELS))]
+    paths = sockets(base)
     forget(request)
-    about = {"transport": "ipc", "ip": base + "-ipc", "key": request["key"], "signature_scheme": "hmac-sha256"}
-    about.update({name + "_port": number for number, name in enumerate(CHANNELS, start=1)})
-    write(base + ".json", json.dumps(about))
+    info = {"transport": "ipc", "ip": base + "-ipc", "key": request["key"], "signature_scheme": "hmac-sha256"}
+    info.update({name + "_port": number for number, name in enumerate(CHANNELS, start=1)})
+    write(base + ".json", json.dumps(dict(info, kernel_name=request["name"])))
     words = [word.replace("{connection_file}", base + ".json") for word in request["argv"]]
     if words[0] in ("python", "python3", "python%d.%d" % sys.version_info[:2]):
         words[0] = sys.executable
@@ -362,8 +395,8 @@ def kernel(request: dict[str, Any]) -> dict[str, Any]:
         ) from error
     end = time.time() + START_S
     while time.time() < end and process.poll() is None:
-        if all(map(os.path.exists, sockets)):
-            return {"pid": process.pid, "started": stats(process.pid)[1], "sockets": sockets}
+        if all(map(os.path.exists, paths)):
+            return {"pid": process.pid, "started": stats(process.pid)[1], "sockets": paths}
         time.sleep(0.02)
     process.kill()
     raise ProblemError("The kernel did not start: %s" % tail(base + ".log", request["key"]), "its log: %s.log" % base)
@@ -379,7 +412,9 @@ def forget(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(request: dict[str, Any]) -> None:
-    verbs = {"start": start, "look": look, "stop": stop, "kernel": kernel, "forget": forget}
+    verbs = {
+        "start": start, "look": look, "stop": stop, "about": about, "kernel": kernel, "again": again, "forget": forget,
+    }  # fmt: skip
     try:
         if not os.path.isdir("/proc/self"):
             raise ProblemError("This box has no /proc: nbkit finds its Jupyter there", "use a Linux box")

@@ -1,0 +1,137 @@
+"""Verbs about kernels that run on boxes and are chosen here."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import click
+
+from nbkit.cli._base import HOST, Commands, host_options, json_option
+
+
+@click.group(cls=Commands)
+def kernel() -> None:
+    """Kernels of a GPU box in the JupyterLab of this machine; notebook files stay here.
+
+    \b
+    Examples:
+      nbkit kernel add gpu-box               choose "Python 3.12 (gpu-box)" in JupyterLab from now on
+      nbkit kernel list                      what can be chosen here
+      nbkit kernel list gpu-box              what runs there
+      nbkit kernel attach gpu-box            return to a kernel that runs there
+      nbkit kernel rm nbkit-gpu-box          no longer a choice here
+    """
+
+
+@kernel.command(
+    help=f"Make the Python of HOST a kernel that JupyterLab here, jupyter console, papermill and nbval can choose.\n\n{HOST} "
+    "It needs ipykernel there, no Jupyter and no nbkit. When JupyterLab here ends, its kernels go on there (nbkit kernel "
+    "attach HOST returns to them) unless --on-close end; shutting a kernel down always ends it.\n\n\b\nExamples:\n"
+    "  nbkit kernel add gpu-box\n  nbkit kernel add gpu-box --python ~/miniconda3/envs/llm/bin/python --name llm\n"
+    "  pytest --nbval --nbval-kernel-name nbkit-gpu-box notebook.ipynb"
+)
+@click.argument("host")
+@click.option("--name", default="", help="For command lines and the launcher.  [default: from the host]")
+@click.option("--on-close", type=click.Choice(["leave", "end"]), default="leave", show_default=True,
+              help="What becomes of a kernel when the JupyterLab here ends.")  # fmt: skip
+@host_options
+@json_option
+def add(host: str, name: str, on_close: Any, config: str | None, python: str, as_json: bool) -> None:
+    from nbkit.remote import connect, kernels
+
+    with connect(host, config=config, python=python) as box:
+        made = kernels.add(box, name=name, on_close=on_close, config=config)
+    if as_json:
+        click.echo(json.dumps(made.as_dict()))
+    else:
+        click.echo(f"{made.shown}: choose it in JupyterLab, once reloaded.", err=True)
+        click.echo(made.name)
+
+
+@kernel.command(
+    "list",
+    help="Show the kernels of boxes that can be chosen here, or, with HOST, those that run there.\n\n"
+    f"{HOST}\n\n\b\nExamples:\n  nbkit kernel list\n  nbkit kernel list gpu-box",
+)
+@click.argument("host", required=False)
+@host_options
+@json_option
+def list_(host: str | None, config: str | None, python: str, as_json: bool) -> None:
+    from nbkit.display import Table
+    from nbkit.remote import connect, jupyter, kernels
+
+    if host is None:
+        here = kernels.listed()
+        if as_json:
+            click.echo(json.dumps([each.as_dict() for each in here], indent=2))
+        elif here:
+            rows = [(each.name, each.shown, each.host, each.on_close) for each in here]
+            click.echo(str(Table(("name", "in the launcher", "host", "when JupyterLab ends"), rows)))
+        else:
+            click.echo("None. Make one: nbkit kernel add HOST", err=True)
+        return
+    with connect(host, config=config, python=python) as box:
+        there = jupyter.look(box).kernels
+    if as_json:
+        click.echo(json.dumps(there, indent=2))
+    elif there:
+        running = [(each["id"][:8], each["pid"], *_described(each)) for each in there]
+        click.echo(str(Table(("id", "pid", "kernel", "state", "since"), running)))
+    else:
+        click.echo(f"No kernel of ours runs on {host}.", err=True)
+
+
+def _described(each: dict[str, Any]) -> tuple[str, str, str]:
+    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(each["since"])) if each.get("since") else ""
+    what = each["name"] or each.get("of") or "of a Jupyter elsewhere"
+    return what, each["state"] or "running", since
+
+
+@kernel.command()
+@click.argument("names", nargs=-1, required=True)
+def rm(names: tuple[str, ...]) -> None:
+    """Take kernels out of this machine's Jupyter, by NAME as `nbkit kernel list` shows it, or all of a HOST.
+
+    What runs on the box runs on: nbkit stop HOST ends it.
+
+    \b
+    Examples:
+      nbkit kernel rm nbkit-gpu-box
+      nbkit kernel rm gpu-box
+    """
+    from nbkit.errors import NbkitError
+    from nbkit.remote import kernels
+
+    for name in names:
+        count = kernels.unregister(name=name) or kernels.unregister(name)
+        if not count:
+            raise NbkitError(
+                f"No kernel is called {name!r}, and none is of a host called so.", hint="nbkit kernel list"
+            )
+        click.echo(f"Removed {name}" + (f": {count} kernels." if count > 1 else "."), err=True)
+
+
+@kernel.command(
+    help=f"Return to a kernel that runs on HOST: choose it in JupyterLab and its variables are there.\n\n{HOST} "
+    "ID, or the beginning of it, is needed where several run; nbkit kernel list HOST shows them.\n\n\b\nExamples:\n"
+    "  nbkit kernel attach gpu-box\n  nbkit kernel attach gpu-box 3f2a"
+)
+@click.argument("host")
+@click.argument("kernel_id", metavar="[ID]", default="")
+@host_options
+@json_option
+def attach(host: str, kernel_id: str, config: str | None, python: str, as_json: bool) -> None:
+    from nbkit.remote import connect, kernels
+
+    with connect(host, config=config, python=python) as box:
+        made = kernels.attach(box, kernel_id, config=config)
+    if as_json:
+        click.echo(json.dumps(made.as_dict()))
+    else:
+        click.echo(f"Choose it in JupyterLab, once reloaded: {made.shown}", err=True)
+        click.echo(made.name)
+
+
+VERBS = (kernel,)

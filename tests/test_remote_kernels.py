@@ -1,0 +1,256 @@
+"""Kernels of a box in a Jupyter here: a real sshd on loopback, a real Jupyter server, real kernels behind both."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from nbkit import remote
+from nbkit.errors import NbkitError, RemoteCommandError
+from nbkit.remote import jupyter, kernels, status
+from tests import sshd
+from tests.notebook_client import Client, Kernel
+
+NBKIT = [sys.executable, "-m", "nbkit.cli"]
+
+
+@pytest.fixture(scope="module")
+def server():
+    """An sshd with a home folder of its own; nothing of ours is left there."""
+    folder = Path(tempfile.mkdtemp(prefix="nbk-"))
+    with sshd.running(folder) as server:
+        try:
+            yield server
+        finally:
+            with remote.connect("box", config=server.config) as box:
+                jupyter.stop(box)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path, monkeypatch):
+    """What is remembered here, and the kernels of this machine's Jupyter, stay in this test; nbkit is installed."""
+    for name in ("NBKIT_STATE", "XDG_RUNTIME_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+        (tmp_path / name.lower()).mkdir()
+    about = tmp_path / "site" / "nbkit_box-0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: nbkit-box\nVersion: 0\n")
+    (about / "entry_points.txt").write_text(
+        f"[jupyter_client.kernel_provisioners]\n{kernels.PROVISIONER} = nbkit.remote.provisioner:BoxProvisioner\n"
+    )
+    monkeypatch.syspath_prepend(about.parent)
+
+
+@pytest.fixture
+def box(server):
+    with remote.connect("box", config=server.config, python=sys.executable) as box:
+        yield box
+        jupyter.stop(box)
+
+
+@contextlib.contextmanager
+def serving(folder):
+    """A Jupyter server of this machine, as a process; yields it and a client."""
+    words = [sys.executable, "-m", "jupyter_server", "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0",
+             "--IdentityProvider.token=abc", "--no-browser", "--allow-root", f"--ServerApp.root_dir={folder}"]  # fmt: skip
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        info = Path(os.environ["JUPYTER_RUNTIME_DIR"]) / f"jpserver-{process.pid}.json"
+        end = time.monotonic() + 60
+        while not (info.exists() and info.read_text()):
+            assert process.poll() is None, (folder / "server.log").read_text()
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        yield process, Client(f"http://127.0.0.1:{json.loads(info.read_text())['port']}", "abc")
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(60)
+
+
+def running(box):
+    """Kernels that run on the box without a server of ours, by pid."""
+    return [each["pid"] for each in jupyter.look(box).kernels if each["name"] is None]
+
+
+class TestAdd:
+    def test_can_be_chosen_by_its_name(self, server, box):
+        """It runs the box's Python in the box's home, is listed with its name there, and ends when it is shut down."""
+        made = kernels.add(box, config=server.config)
+        assert ("nbkit-box", f"Python {sys.version_info[0]}.{sys.version_info[1]} (box)") == (made.name, made.shown)
+        assert [made] == kernels.listed()
+        asyncio.run(self.use(server, box, made))
+        assert [] == jupyter.look(box).kernels
+
+    async def use(self, server, box, made):
+        from jupyter_client.manager import start_new_async_kernel
+
+        manager, client = await start_new_async_kernel(kernel_name=made.name, startup_timeout=60)
+        try:
+            found = {}
+            await client.execute_interactive(
+                "import os; print(os.path.expanduser('~'))", timeout=60,
+                output_hook=lambda message: found.update(message["content"]),
+            )  # fmt: skip
+            assert str(server.folder) == found["text"].strip()
+            (there,) = jupyter.look(box).kernels
+            assert made.shown == there["of"]
+            assert abs(time.time() - there["since"]) < 60
+        finally:
+            client.stop_channels()
+            await manager.shutdown_kernel()
+
+    def test_stays_when_the_box_is_stopped_or_a_tunnel_registers(self, server, box):
+        """`nbkit stop` and a tunnel's kernels leave alone what a person added."""
+        kernels.add(box, config=server.config)
+        specs = {"python3": {"spec": {"argv": ["python"], "display_name": "Python", "language": "python"}}}
+        kernels.register("box", specs, config=str(server.config))
+        kernels.register("box", {})
+        kernels.register("box", specs, config=str(server.config))
+        assert ["add", "tunnel"] == sorted(each.by for each in kernels.listed())
+        assert 1 == status.stop("box", config=str(server.config)).kernels
+        assert ["nbkit-box"] == [each.name for each in kernels.listed()]
+
+    def test_refuses_what_could_not_work(self, server, box, tmp_path):
+        """A name that Jupyter does not take or that another has; a Python without ipykernel."""
+        with pytest.raises(NbkitError, match="cannot be a kernel's name"):
+            kernels.add(box, name="two words")
+        other = Path(os.environ["JUPYTER_DATA_DIR"]) / "kernels" / "mine"
+        other.mkdir(parents=True)
+        (other / "kernel.json").write_text("{}")
+        with pytest.raises(NbkitError, match="a kernel 'mine' already, not of nbkit's"):
+            kernels.add(box, name="mine")
+        assert "{}" == (other / "kernel.json").read_text()
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
+        bare = tmp_path / "bare" / "bin" / "python"
+        with remote.connect("box", config=server.config, python=str(bare)) as without, \
+                pytest.raises(RemoteCommandError, match="has no ipykernel") as caught:  # fmt: skip
+            kernels.add(without)
+        assert "-m pip install ipykernel" in caught.value.hint
+        assert [] == kernels.listed()
+
+
+class TestLeave:
+    def test_a_server_that_ends_leaves_it_and_it_is_returned_to(self, server, box, tmp_path):
+        """Ctrl-C on JupyterLab leaves the kernel; `attach` returns to its variables, also after kill -9; a restart gives a
+        fresh one, and shutting it down ends it and takes the way back to it away."""
+        added = kernels.add(box, config=server.config)
+        with serving(tmp_path) as (process, client):
+            with contextlib.closing(client.kernel(added.name)) as kernel:
+                kernel.run("kept = 41")
+            (pid,) = running(box)
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+            assert "runs on, on box. Return to it: nbkit kernel attach box" in (tmp_path / "server.log").read_text()
+        assert [pid] == running(box)
+        assert [] == list(Path(os.environ["JUPYTER_RUNTIME_DIR"]).glob("kernel-*.json"))
+        for ending in (signal.SIGKILL, None):
+            back = kernels.attach(box, config=server.config)
+            with serving(tmp_path) as (process, client):
+                status, found = client.call("POST", "/api/kernels", {"name": back.name})
+                assert 201 == status
+                with contextlib.closing(Kernel(client, found["id"])) as kernel:
+                    assert "42" == kernel.run("kept + 1")
+                assert [pid] == running(box)
+                if ending:
+                    process.send_signal(ending)
+                    process.wait(60)
+                    continue
+                status, _ = client.call("POST", f"/api/kernels/{found['id']}/restart")
+                assert 200 == status
+                with contextlib.closing(Kernel(client, found["id"])) as kernel:
+                    assert "False" == kernel.run("'kept' in globals()")
+                assert 1 == len(running(box))
+                assert pid not in running(box)
+                status, _ = client.call("DELETE", f"/api/kernels/{found['id']}")
+                assert 204 == status
+                assert [] == running(box)
+                assert [added.name] == [each.name for each in kernels.listed()]
+
+    def test_goes_with_the_server_where_it_is_told_to(self, server, box, tmp_path):
+        """on_close="end": nothing is left on the box."""
+        added = kernels.add(box, on_close="end", config=server.config)
+        with serving(tmp_path) as (process, client):
+            client.kernel(added.name).close()
+            assert 1 == len(running(box))
+            process.terminate()
+            process.wait(60)
+        assert [] == running(box)
+
+    def test_there_must_be_one_to_return_to(self, server, box):
+        """None and several are told apart, the several by name; an id that ended meanwhile is an error, not a new kernel."""
+        with pytest.raises(RemoteCommandError, match=r"^No kernel on box\.\n"):
+            kernels.attach(box)
+        argv = ["python", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        for number in (1, 2):
+            jupyter.start_kernel(box, f"{number}111-2222", argv, {}, "key", f"number {number}")
+        with pytest.raises(RemoteCommandError, match=r"2 kernels on box; there are: .*number 1.*number 2"):
+            kernels.attach(box)
+        with pytest.raises(RemoteCommandError, match=r"^No kernel on box whose id begins with 3; there are: "):
+            kernels.attach(box, "3")
+        back = kernels.attach(box, "2", config=server.config)
+        assert ("2111-2222", "attach") == (back.running, back.by)
+        assert back.shown.startswith("number 2, running since ")
+        jupyter.stop(box)
+        with pytest.raises(RemoteCommandError, match="Kernel 2111-222 has ended"):
+            asyncio.run(self.start(back.name))
+
+    async def start(self, name):
+        from jupyter_client.manager import AsyncKernelManager
+
+        await AsyncKernelManager(kernel_name=name).start_kernel()
+
+
+class TestVerbs:
+    def run(self, *words):
+        done = subprocess.run([*NBKIT, "kernel", *words], capture_output=True, text=True, timeout=120, check=False,
+                              stdin=subprocess.DEVNULL)  # fmt: skip
+        return done.returncode, done.stdout, done.stderr
+
+    def test_a_notebook_runs_on_the_box_by_nbval(self, server, box, tmp_path):
+        """add, nbval with that kernel, list, rm: each says what it did."""
+        where = ("-F", str(server.config), "--python", sys.executable)
+        code, out, err = self.run("add", "box", "--name", "gpu", *where)
+        assert (0, "gpu\n") == (code, out)
+        assert "gpu (box): choose it in JupyterLab" in err
+        import nbformat
+
+        cell = nbformat.v4.new_code_cell("import os\nos.path.expanduser('~')", execution_count=1)
+        said = nbformat.v4.new_output("execute_result", {"text/plain": repr(str(server.folder))}, execution_count=1)
+        cell.outputs = [said]
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "home.ipynb")
+        words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval", "--nbval-kernel-name", "gpu",
+                 "--rootdir", str(tmp_path), str(tmp_path / "home.ipynb")]  # fmt: skip
+        done = subprocess.run(words, capture_output=True, text=True, timeout=180, check=False, cwd=tmp_path)
+        assert "1 passed" in done.stdout, done.stdout + done.stderr
+        assert [] == running(box)
+        code, out, _ = self.run("list")
+        assert "gpu (box)" in out
+        code, out, _ = self.run("list", "--json")
+        assert [("gpu", "box", "leave", "add")] == [
+            (each["name"], each["host"], each["on_close"], each["by"]) for each in json.loads(out)
+        ]
+        jupyter.start_kernel(
+            box, "1111-2222", ["python", "-m", "ipykernel_launcher", "-f", "{connection_file}"], {}, "k"
+        )
+        code, out, _ = self.run("list", "box", *where)
+        assert "1111-222" in out
+        code, out, err = self.run("attach", "box", "1111", *where, "--json")
+        assert "1111-2222" == json.loads(out)["running"]
+        code, _, err = self.run("rm", "box")
+        assert (0, "Removed box: 2 kernels.\n") == (code, err)
+        assert [1] == [self.run("rm", "box")[0]]
+        assert 0 == self.run("list")[0]
