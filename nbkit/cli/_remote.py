@@ -47,6 +47,25 @@ def opened(run: str | None, host: str, config: str | None, python: str) -> Itera
         yield work.find(box, name)
 
 
+def began_on_a_box(name: str) -> bool:
+    """True for a run that this machine began on a box, where no run here has that name.
+
+    Raises: UsageError when there is one here too; RunError when several fit.
+    """
+    from nbkit.errors import NbkitError
+    from nbkit.remote import begun
+    from nbkit.training import latest
+
+    known = begun.find(name)
+    if known is None:
+        return False
+    try:
+        run = latest(name)
+    except NbkitError:
+        return True
+    raise click.UsageError(f"{name!r} is {known.id} on {known.host}, and {run.id} here: write more of the id")
+
+
 def say(line: str) -> None:
     click.echo(line, err=True)
 

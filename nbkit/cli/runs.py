@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nbkit.cli._base import HOST, host_options, json_option
-from nbkit.cli._remote import on_option, opened
+from nbkit.cli._remote import began_on_a_box, on_option, opened
 
 if TYPE_CHECKING:
     from nbkit.remote.work import Work
@@ -98,7 +98,7 @@ def _row(work: Work) -> tuple[Any, ...]:
 def stop(what: str | None, is_host: bool, host: str, grace_s: float, config: str | None, python: str) -> None:
     if is_host and host:
         raise click.UsageError("--host names a box to end all on, --on the box that a run is on: one of them")
-    if host or (what is not None and not is_host and _began_on_a_box(what)):
+    if host or (what is not None and not is_host and began_on_a_box(what)):
         _stop_there(what, host, grace_s, config, python)
         return
     if what is not None and (is_host or config or python or _is_host(what)):
@@ -109,25 +109,6 @@ def stop(what: str | None, is_host: bool, host: str, grace_s: float, config: str
     chosen = latest(what)
     chosen.stop()
     click.echo(f"Asked {chosen.id} to stop after its step; nbkit watch {chosen.id} shows when it has.", err=True)
-
-
-def _began_on_a_box(name: str) -> bool:
-    """True for a run that this machine began on a box, where no run here has that name.
-
-    Raises: UsageError when there is one here too; RunError when several fit.
-    """
-    from nbkit.errors import NbkitError
-    from nbkit.remote import begun
-    from nbkit.training import latest
-
-    known = begun.find(name)
-    if known is None:
-        return False
-    try:
-        run = latest(name)
-    except NbkitError:
-        return True
-    raise click.UsageError(f"{name!r} is {known.id} on {known.host}, and {run.id} here: write more of the id")
 
 
 def _stop_there(what: str | None, host: str, grace_s: float, config: str | None, python: str) -> None:
@@ -178,7 +159,15 @@ def _stop_box(host: str, config: str | None, python: str) -> None:
 
 @click.command(help=f"Let a run finish its step, save a checkpoint and hold; its model stays in memory.\n\n{_RUN_HELP}")
 @click.argument("run", required=False)
-def pause(run: str | None) -> None:
+@on_option
+@host_options
+def pause(run: str | None, host: str, config: str | None, python: str) -> None:
+    if host or (run and began_on_a_box(run)):
+        with opened(run, host, config, python) as work:
+            asked = work.wish("pause")
+            goes_on = f"nbkit unpause {work.id} --on {work.box.host}"
+            click.echo(f"Asked {asked} to pause after its step; it goes on with: {goes_on}", err=True)
+        return
     from nbkit.training import latest
 
     chosen = latest(run)
@@ -188,7 +177,13 @@ def pause(run: str | None) -> None:
 
 @click.command(help=f"Let a paused run go on.\n\n{_RUN_HELP}")
 @click.argument("run", required=False)
-def unpause(run: str | None) -> None:
+@on_option
+@host_options
+def unpause(run: str | None, host: str, config: str | None, python: str) -> None:
+    if host or (run and began_on_a_box(run)):
+        with opened(run, host, config, python) as work:
+            click.echo(f"{work.wish('pause', on=False)} goes on; nbkit watch {work.id} shows it.", err=True)
+        return
     from nbkit.training import latest
 
     chosen = latest(run)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nbkit.cli._base import json_option
+from nbkit.cli._base import host_options, json_option
+from nbkit.cli._remote import began_on_a_box, on_option, opened, say
 
 if TYPE_CHECKING:
     from nbkit.training import Run
@@ -25,24 +26,45 @@ _LOOK_EVERY_S = 0.2
 @click.command()
 @click.argument("run", required=False)
 @click.option("--samples", is_flag=True, help="With the answers to the fixed prompts at the last evaluation.")
+@on_option
+@host_options
 @json_option
-def watch(run: str | None, samples: bool, as_json: bool) -> None:
+def watch(run: str | None, samples: bool, host: str, config: str | None, python: str, as_json: bool) -> None:
     """Follow a run until it ends, from any terminal; Ctrl-C leaves it running.
 
     In a terminal a few lines are redrawn: state, step, loss, speed, memory, time left, and curves. Into a file or a pipe
     goes a line every ten seconds. --json streams every row, reading of the machine, sample and change of state.
 
-    RUN is a run's id, the start of one, or its directory; the newest run when left out.
+    RUN is a run's id, the start of one, or its directory; the newest run when left out. With --on, or for a run that this
+    machine began on a box: what it trains there, once it has begun to.
 
     \b
     Examples:
       nbkit watch
+      nbkit watch --on gpu-box
       nbkit watch 20261130 --samples
       nbkit watch --json | jq 'select(.kind == "row") | .loss'
     """
+    if host or (run and began_on_a_box(run)):
+        from nbkit.remote import mirror
+
+        with opened(run, host, config, python) as work:
+            trains = [one for one in work.about["runs"] if run and one["id"].startswith(run)]
+            if work.active and not trains:
+                say(f"{work.id} on {work.box.host}; it is shown once it trains.")
+            name = str(trains[-1]["id"]) if trains else work.id
+            found = mirror.watch(work.box, name if run or work.active else "")
+            _follow(found, f"{found.work} --on {work.box.host}", samples=samples, as_json=as_json)
+        return
+    if config or python:
+        raise click.UsageError("-F and --python are for a box: name it with --on HOST")
     from nbkit.training import latest
 
     chosen = latest(run)
+    _follow(chosen, chosen.id, samples=samples, as_json=as_json)
+
+
+def _follow(chosen: Run, name: str, *, samples: bool, as_json: bool) -> None:
     try:
         if as_json:
             _stream(chosen)
@@ -53,7 +75,7 @@ def watch(run: str | None, samples: bool, as_json: bool) -> None:
     except KeyboardInterrupt:
         status = chosen.status
         goes_on = (
-            f"{chosen.id} goes on. Stop it with: nbkit stop {chosen.id}" if status.active else f"{chosen.id} has ended."
+            f"{chosen.id} goes on. Stop it with: nbkit stop {name}" if status.active else f"{chosen.id} has ended."
         )
         click.echo(f"\nNot watching any more; {goes_on}", err=True)
         sys.exit(130)
@@ -78,6 +100,7 @@ def _log(run: Run) -> None:
             shown, state, due = head.line, head.state, time.monotonic() + _LINE_EVERY_S
         if not feed.status.active:
             return
+        _require_seen(run)
         time.sleep(_LOOK_EVERY_S)
 
 
@@ -99,6 +122,7 @@ def _redraw(run: Run, *, samples: bool) -> None:
         drawn = len(lines)
         if not feed.status.active:
             return
+        _require_seen(run)
         time.sleep(_SCREEN_EVERY_S)
 
 
@@ -112,7 +136,15 @@ def _stream(run: Run) -> None:
             click.echo(json.dumps(value, ensure_ascii=False))
         if not stream.active:
             return
+        _require_seen(run)
         time.sleep(_LOOK_EVERY_S)
+
+
+def _require_seen(run: Run) -> None:
+    """Raises: what ended the view of a run on a box."""
+    error = getattr(run, "error", None)
+    if error is not None:
+        raise error
 
 
 @click.command()

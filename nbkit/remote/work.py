@@ -22,6 +22,7 @@ from nbkit.remote.box import Box
 from nbkit.remote.transfer import Progress, Transferred, pull, sync
 from nbkit.ssh.process import TooLateError
 from nbkit.ssh.text import plain
+from nbkit.training import status
 
 GRACE_S = 120.0  # for a training run to finish its step and save
 _CALL_S = 60.0
@@ -123,6 +124,25 @@ class Work:
                 f"{self.id} on {self.box.host} is not running: {plain(told['state'])}.", hint=f"nbkit logs {self.id}"
             )
         return [plain(name) for name in told["training"]]
+
+    def wish(self, what: str, *, on: bool = True, run: str = "") -> str:
+        """Ask a training run of it to finish its step and stop or pause, or, with `on=False`, take that back.
+
+        Args:
+            what: stop or pause.
+            run: Its id; the newest that is at work when left out.
+
+        Returns: Its id.
+        Raises: RemoteCommandError when none is at work; UnreachableError.
+        """
+        active = [str(one["id"]) for one in self.about["runs"] if one["state"] in status.ACTIVE]
+        if not run and not active:
+            raise RemoteCommandError(
+                f"{self.id} on {self.box.host} trains nothing now.", hint=f"nbkit runs --on {self.box.host}"
+            )
+        run = run or active[-1]
+        ask(self.box, verb="ask", name=self.id, run=run, what=what, on=on, **{"from": socket.gethostname()})
+        return plain(run)
 
     def pull(self, into: Path, runs: Path, progress: Callable[[Progress], None] | None = None) -> list[Transferred]:
         """Fetch what it wrote into `into`, with its log, and its training runs into `runs`. What was sent stays there.

@@ -106,13 +106,13 @@ class Run:
         """Ask the run to finish its step, save a checkpoint and the adapter, and end. Works from any process, also on
         a paused run.
         """
-        self._ask("STOP", "stop")
+        self._ask("stop")
 
     def pause(self) -> None:
         """Ask the run to finish its step, save a checkpoint and hold until `unpause` or `stop`. Its model stays in
         memory. Works from any process.
         """
-        self._ask("PAUSE", "pause")
+        self._ask("pause")
 
     def unpause(self) -> None:
         """Let a paused run go on; nothing happens to one that is not."""
@@ -123,11 +123,14 @@ class Run:
         """True when a pause is asked for, whether the run holds already or still finishes its step."""
         return (self.path / "PAUSE").exists()
 
-    def _ask(self, name: str, verb: str) -> None:
+    def _ask(self, verb: str) -> None:
         now = self.status
         if not now.active:
             raise RunError(f"Run {self.id} is not running: {now.state} at step {now.step}.", hint="nbkit runs")
-        atomic.write_text(self.path / name, f"asked to {verb}\n", mode=0o600, durable=False)
+        self._wish(verb)
+
+    def _wish(self, verb: str) -> None:
+        atomic.write_text(self.path / verb.upper(), f"asked to {verb}\n", mode=0o600, durable=False)
 
     def wait(self, timeout_s: float | None = None) -> Run:
         """Wait until it ends, with a line of progress now and then. An interrupt (■, Ctrl-C) stops the run well.

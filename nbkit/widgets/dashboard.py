@@ -25,7 +25,9 @@ _HEARTBEAT_S = 5.0  # so that a page knows a kernel that has nothing new from on
 # A page that is still loading the widget's script misses messages; the whole is sent again, once or twice, until it answers.
 _AGAIN_AFTER_S = (1.5, 5.0)
 
-_ASKS: dict[str, Callable[[Run], None]] = {"stop": Run.stop, "pause": Run.pause, "resume": Run.unpause}
+_ASKS: dict[str, Callable[[Run], None]] = {
+    "stop": lambda run: run.stop(), "pause": lambda run: run.pause(), "resume": lambda run: run.unpause(),
+}  # fmt: skip
 
 
 def _asset(name: str) -> str:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from nbkit import training
 from nbkit.display import choice, in_notebook
@@ -16,6 +16,9 @@ from nbkit.widgets.feed import Feed
 from nbkit.widgets.frozen import Frozen
 from nbkit.widgets.idle import Idle
 from nbkit.widgets.picture import picture
+
+if TYPE_CHECKING:
+    from nbkit.remote import Box
 
 _PICTURE_EVERY_S = 0.5
 _UNSEEN_S = 15.0  # of an idle kernel, without a word from a page: JupyterLab takes about one second
@@ -40,15 +43,19 @@ def _shown(begin: Callable[_Given, Run]) -> Callable[_Given, Run]:
 start = _shown(training.start)
 
 
-def watch(run: Run | str | Path | None = None) -> Run:
+def watch(run: Run | str | Path | None = None, *, on: str | Box | None = None) -> Run:
     """Show a run live: the newest one, or the one named; it may belong to another kernel. Returns at once.
+
+    With `on`, a host or an open box, it is one of what `nbkit run` began there; this waits until it trains. Its files are
+    copied here as they grow, through lost links; Stop and Pause reach the box.
 
     Use it after a reload, a kernel restart, or from a second notebook. When the run ends its view becomes a picture and a
     table that stay in the saved notebook; a run that has ended already shows as that.
 
-    Raises: RunError when there is no such run.
+    Raises: RunError when there is no such run; with `on` what keeps the box from being reached, too.
     """
-    run = run if isinstance(run, Run) else latest(run)
+    if not isinstance(run, Run):
+        run = latest(run) if on is None else _there(str(run or ""), on)
     how, why = choice()
     if how == "text" or not in_notebook():
         print(f"{run.id}: {run.headline()}")
@@ -68,6 +75,19 @@ def watch(run: Run | str | Path | None = None) -> Run:
         _show_pictures(feed, display(HTML(picture(feed, inline=True, note=note)), display_id=True), note)
     _say_no_more(run)
     return run
+
+
+def _there(name: str, on: str | Box) -> Run:
+    from nbkit.remote import connect, mirror
+
+    if not isinstance(on, str):
+        return mirror.watch(on, name)
+    box = connect(on)
+    try:
+        return mirror.watch(box, name, owned=True)
+    except BaseException:
+        box.close()
+        raise
 
 
 def _show_dashboard(feed: Feed) -> None:

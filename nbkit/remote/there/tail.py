@@ -1,8 +1,8 @@
 """Hands on what a run writes, as it grows, until it has ended: lines of JSON, each with bytes in base64.
 
-REQUEST: `name` of the run; `log`, the bytes of its log that are over there already
-(or `lines`: the last so many), and whether to `follow`; or `have`, the bytes of each file of
-its training run `run` ("" is the newest). A line every two seconds comes in any case: this program ends when nobody reads.
+REQUEST: `name` of the run; `log`, the bytes of its log that are over there already (or `lines`: the last so many), and
+whether to `follow`; or `run`, the start of the id of its training run ("" is the newest), and `have`, the bytes of each
+file of each. A line every two seconds comes in any case: this program ends when nobody reads.
 """
 
 from __future__ import annotations
@@ -157,7 +157,8 @@ def run(request: Dict[str, Any], teller: Teller) -> None:
             return teller.tell(end=work.described(folder))
         teller.pause(RUN_EVERY_S)
     teller.tell(run=os.path.basename(begun[-1]), now=time.time())
-    mirrored = Mirrored(folder, begun[-1], dict(request["have"]), teller)
+    have = request["have"].get(os.path.basename(begun[-1])) or {}
+    mirrored = Mirrored(folder, begun[-1], dict(have), teller)
     while not mirrored.hand_on():
         teller.pause(RUN_EVERY_S)
     return None
