@@ -70,11 +70,15 @@ def serving(folder):
     try:
         info = Path(os.environ["JUPYTER_RUNTIME_DIR"]) / f"jpserver-{process.pid}.json"
         end = time.monotonic() + 60
-        while not (info.exists() and info.read_text()):
+        while True:  # the file is there before the server listens
             assert process.poll() is None, (folder / "server.log").read_text()
             assert time.monotonic() < end
+            with contextlib.suppress(OSError, ValueError):
+                client = Client(f"http://127.0.0.1:{json.loads(info.read_text())['port']}", "abc")
+                if 200 == client.call("GET", "/api/status")[0]:
+                    break
             time.sleep(0.05)
-        yield process, Client(f"http://127.0.0.1:{json.loads(info.read_text())['port']}", "abc")
+        yield process, client
     finally:
         if process.poll() is None:
             process.terminate()
@@ -141,6 +145,68 @@ class TestAdd:
             kernels.add(without)
         assert "-m pip install ipykernel" in caught.value.hint
         assert [] == kernels.listed()
+
+
+class TestCuts:
+    def test_no_line_is_lost_or_doubled(self, server):
+        """20 lines a second through three cuts, one of them while what was missed is sent again: each line once, in order; a
+        request sent during a cut runs once."""
+        with remote.connect("box", config=server.config, python=sys.executable) as box:
+            made = kernels.add(box, config=server.config)
+        asyncio.run(self.through_cuts(server, made.name))
+        with remote.connect("box", config=server.config, python=sys.executable) as box:
+            assert [] == running(box)
+
+    async def through_cuts(self, server, name):
+        from jupyter_client.manager import start_new_async_kernel
+
+        manager, client = await start_new_async_kernel(kernel_name=name, startup_timeout=60)
+        said = []
+        try:
+            code = "import time\nfor number in range(120):\n    print(number, flush=True)\n    time.sleep(0.05)"
+            task = asyncio.create_task(client.execute_interactive(
+                code, timeout=120, allow_stdin=False,
+                output_hook=lambda message: said.append(message["content"].get("text", "")),
+            ))  # fmt: skip
+            for pause in (1.0, 1.5, 0.3):
+                await asyncio.sleep(pause)
+                await asyncio.to_thread(server.cut)
+            client.execute("counted = globals().get('counted', 0) + 1")
+            reply = await task
+            assert "ok" == reply["content"]["status"]
+            assert [str(number) for number in range(120)] == "".join(said).split()
+            said.clear()
+            await client.execute_interactive(
+                "print(counted)",
+                timeout=60,
+                output_hook=lambda message: said.append(message["content"].get("text", "")),
+            )
+            assert "1" == "".join(said).strip()
+        finally:
+            client.stop_channels()
+            await manager.shutdown_kernel()
+
+    def test_an_interrupt_waits_for_the_link(self, server):
+        """Stop is pressed while the link is away: the cell is interrupted when it is back."""
+        with remote.connect("box", config=server.config, python=sys.executable) as box:
+            made = kernels.add(box, config=server.config)
+        asyncio.run(self.interrupted(server, made.name))
+
+    async def interrupted(self, server, name):
+        from jupyter_client.manager import start_new_async_kernel
+
+        manager, client = await start_new_async_kernel(kernel_name=name, startup_timeout=60)
+        try:
+            task = asyncio.create_task(
+                client.execute_interactive("import time\ntime.sleep(90)", timeout=80, output_hook=lambda _: None)
+            )
+            await asyncio.sleep(1)
+            await asyncio.to_thread(server.cut)
+            await manager.interrupt_kernel()
+            assert "KeyboardInterrupt" == (await task)["content"]["ename"]
+        finally:
+            client.stop_channels()
+            await manager.shutdown_kernel()
 
 
 class TestLeave:

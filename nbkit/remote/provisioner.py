@@ -1,7 +1,7 @@
-"""A kernel on a box, for a Jupyter here: started over ssh, its five sockets brought here by forwards.
+"""A kernel on a box, for a Jupyter here: started over ssh, its five sockets brought here by forwards that ride a relay.
 
-Loaded by jupyter_client through the entry point `nbkit-box`. A lost link is made again and the kernel goes on; what it
-prints in between is lost.
+Loaded by jupyter_client through the entry point `nbkit-box`. A lost link is made again and the kernel goes on; what it says
+and what it is told in between arrives afterwards, once and in order. Where no relay can run, it is lost, and the log says so.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Enum, Unicode
 
 from nbkit import ssh
-from nbkit.errors import NbkitError
+from nbkit.errors import NbkitError, RemoteCommandError
 from nbkit.remote import jupyter, kernels
 from nbkit.remote.box import Box, connect
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from jupyter_client.connect import KernelConnectionInfo
 
 _POLL_S = 0.2
+_BACK_S = 15.0  # an interrupt waits so long for a lost link
 
 
 class BoxProvisioner(KernelProvisionerBase):
@@ -42,6 +43,7 @@ class BoxProvisioner(KernelProvisionerBase):
     _box: Box | None = None
     _kernel: dict[str, Any] | None = None
     _forwards: tuple[ssh.Forward, ...] = ()
+    _streams: ssh.Streams | None = None
 
     @property
     def has_process(self) -> bool:
@@ -77,11 +79,22 @@ class BoxProvisioner(KernelProvisionerBase):
                 name = str(self.kernel_spec.display_name)
                 self._kernel = jupyter.start_kernel(self._box, self._id, argv, env, key, name)
             if not self._forwards:
-                self._forwards = tuple(ssh.forward(self._box.session, path) for path in self._kernel["sockets"])
+                carrier = self._carrier(self._box)
+                keep = self._streams is not None
+                self._forwards = tuple(ssh.forward(carrier, path, keep=keep) for path in self._kernel["sockets"])
         except NbkitError:
             self._close()
             raise
         return key
+
+    def _carrier(self, box: Box) -> ssh.Session | ssh.Streams:
+        """What the sockets ride on: streams that outlive the link, or the session itself where no relay can run."""
+        try:
+            self._streams = ssh.Streams(box.session, python=box.python)
+        except RemoteCommandError as error:
+            self.log.warning("What the kernel says while the link to %s is away will be lost: %s", self.host, error)
+            return box.session
+        return self._streams
 
     @property
     def _id(self) -> str:
@@ -144,7 +157,15 @@ class BoxProvisioner(KernelProvisionerBase):
         """To the kernel's process group."""
         if self._box is not None and self._kernel is not None and await self.poll() is None:
             words = ["kill", f"-{signum}", "--", f"-{self._kernel['pid']}"]
-            await asyncio.to_thread(self._box.session.run, words)
+            await asyncio.to_thread(self._tell, self._box.session, words)
+
+    def _tell(self, session: ssh.Session, words: list[str]) -> None:
+        """Run a command there; while the link is away, wait for it.
+
+        Raises: UnreachableError when it does not come back.
+        """
+        session.wait(_BACK_S)
+        session.run(words)
 
     async def kill(self, restart: bool = False) -> None:
         del restart
@@ -159,10 +180,12 @@ class BoxProvisioner(KernelProvisionerBase):
             await asyncio.to_thread(self._end)
 
     def _close(self) -> None:
-        box, forwards = self._box, self._forwards
-        self._box, self._kernel, self._forwards = None, None, ()
+        box, forwards, streams = self._box, self._forwards, self._streams
+        self._box, self._kernel, self._forwards, self._streams = None, None, (), None
         for forward in forwards:
             forward.close()
+        if streams is not None:
+            streams.close()
         if box is not None:
             box.close()
 
