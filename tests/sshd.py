@@ -142,6 +142,15 @@ class Sshd:
                 os.kill(pid, signal.SIGKILL)
         self.process = None
 
+    def end_relays(self) -> None:
+        """End the relays that were started with this server's folder as home."""
+        home = f"HOME={self.folder}".encode()
+        for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                words = cmdline.read_bytes().split(b"\0")
+                if b"nbkit-relay" in words and home in (cmdline.parent / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(cmdline.parent.name), signal.SIGTERM)
+
     def trust(self, *keys: Path, name: str = "") -> None:
         """Write known_hosts so that the server is known by `keys` (its first host key when none is given)."""
         names = name or f"[127.0.0.1]:{self.port}"
@@ -187,3 +196,4 @@ def running(folder: Path, *options: str, kinds: tuple[str, ...] = ("ed25519",)) 
         yield box
     finally:
         box.stop()
+        box.end_relays()

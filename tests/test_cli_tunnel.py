@@ -18,6 +18,7 @@ from nbkit import remote
 from nbkit.remote import jupyter
 from nbkit.training.record import Recorder
 from tests import sshd
+from tests.test_ssh_forward import until
 
 NBKIT = [sys.executable, "-m", "nbkit.cli"]
 
@@ -167,7 +168,7 @@ class TestTunnel:
 
 class TestStatusAndStop:
     def test_status_shows_and_stop_ends_it_all(self, place, server, words):
-        """Tunnel, server and kernel are shown with and without the tunnel; stop ends the three and forgets the box."""
+        """Tunnel, server, kernel and relay are shown; stop ends them and forgets the box."""
         assert (0, "[]") == tuple(x.strip() if isinstance(x, str) else x for x in run(place, "status", "--json")[:2])
         with Tunnelled(place, *words, "--json") as tunnel:
             opened = json.loads(tunnel.first)
@@ -182,6 +183,8 @@ class TestStatusAndStop:
             code, out, _ = run(place, "status", "box")
             assert f"tunnel   {opened['url']}" in out
             assert "kernel   python3" in out
+            (relay,) = found["relays"]
+            assert f"relay    of 1 connection   pid {relay['pid']}" in out
 
             code, out, err = run(place, "stop", "box")
             assert (0, "") == (code, out)
@@ -192,6 +195,7 @@ class TestStatusAndStop:
             assert "Ended by nbkit stop box." in err
         assert "No tunnel is open" in run(place, "status")[2]
         assert [] == list(Path(place["JUPYTER_DATA_DIR"]).glob("kernels/*"))
+        until(lambda: not Path(f"/proc/{relay['pid']}/cmdline").exists(), "the relay does not end")
         code, _, err = run(place, "stop", *words)
         assert (0, "Nothing of nbkit ran on box.\n") == (code, err)
 

@@ -11,12 +11,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from pathlib import Path
 
 import psutil
 import pytest
+import websocket
 
 from nbkit import remote
 from nbkit.errors import RemoteCommandError
@@ -109,6 +111,7 @@ class TestServer:
 
     def test_root_is_the_home_folder_or_the_one_named(self, server, box):
         """It shows the home folder; asked for another while it runs, it keeps its own and says so."""
+        jupyter.start(box)
         found = jupyter.start(box, root="/tmp")
         assert str(server.folder) == found.root
         assert any("keeps its folder" in note for note in found.notes)
@@ -246,6 +249,37 @@ class TestTunnel:
                 contextlib.closing(Kernel(Client(second.address, client.token), kernel.id)) as back:  # fmt: skip
             assert "42" == back.run("kept + 1")
 
+    def test_a_page_does_not_notice_a_cut(self, server, box, opened, client):
+        """One websocket, three cuts while a cell prints: each line comes, once, in its turn, and nothing is said of it."""
+        with contextlib.closing(client.kernel()) as kernel:
+            over = threading.Event()
+
+            def cut():
+                while not over.wait(0.8):
+                    if opened.streams.alive:
+                        server.cut()
+
+            cutter = threading.Thread(target=cut, daemon=True)
+            cutter.start()
+            said = kernel.run("import time\nfor i in range(60):\n    print(i, flush=True)\n    time.sleep(0.05)")
+            over.set()
+            cutter.join()
+            assert list(range(60)) == [int(line) for line in said.split()]
+            assert opened.streams.reconnects >= 2
+            assert "42" == kernel.run("41 + 1")
+        assert [] == opened.news()
+
+    def test_a_lost_relay_is_said(self, server, box, opened, client):
+        """Its connections end, which is told once; new ones work."""
+        with contextlib.closing(client.kernel()) as kernel:
+            server.end_relays()
+            with pytest.raises((OSError, websocket.WebSocketException)):
+                kernel.run("1")
+        assert 200 == client.call("GET", "/api/status")[0]
+        (note,) = opened.news()
+        assert "has lost its relay" in note
+        assert [] == opened.news()
+
     def test_comes_back_to_its_port(self, server, box):
         """The next tunnel has the port of the one before, so that an open page finds it again; a taken one is passed over."""
         with tunnel(box) as first, tunnel(box) as beside:
@@ -293,6 +327,8 @@ class TestForbidden:
                 remote.connect("box", config=fresh.config, python=sys.executable) as box, tunnel(box) as opened:  # fmt: skip
             assert isinstance(opened.server.remote, int)
             assert any("AllowStreamLocalForwarding" in note for note in opened.server.notes)
+            assert any(note.startswith("Open connections will end when the link breaks") for note in opened.notes)
+            assert not opened.as_dict()["resumes"]
             with contextlib.closing(Client(opened.address, opened.server.token).kernel()) as kernel:
                 assert "2" == kernel.run("1+1")
             bound = {c.laddr for c in psutil.Process(opened.server.pid).net_connections("tcp") if c.status == "LISTEN"}

@@ -20,6 +20,8 @@ import pytest
 from nbkit.errors import RemoteCommandError, UnreachableError
 from nbkit.ssh import Streams, connect, forward
 from nbkit.ssh.forward import PortTakenError
+from tests.chaos.streams import run as soak
+from tests.chaos.streams import through
 from tests.chaos.transfer import small_disk
 from tests.delay_proxy import delayed
 from tests.sshd import free_port, need, running
@@ -268,13 +270,18 @@ def both(port: int, content: bytes) -> list[bytes]:
         return list(pool.map(lambda _: talk(port, content), range(2)))
 
 
-def through(box, port: int, folder: Path) -> Path:
-    """The box's ssh_config, by way of a proxy."""
-    path = folder / "through"
-    text = box.config.read_text().replace(f"Port {box.port}", f"Port {port}")
-    path.write_text(text + f"  HostKeyAlias [127.0.0.1]:{box.port}\n")
-    path.chmod(0o600)
-    return path
+class TestStorm:
+    @pytest.mark.parametrize("engine", ["paramiko", "ssh"])
+    def test_bulk_and_lines_through_cuts_and_stalls(self, tmp_path, engine):
+        """Cuts, resets, refusals and stalls of either way, by a fixed seed: equal sha256, each line in its turn, no growth.
+
+        `python -m bench streams` has the whole.
+        """
+        tally = soak(tmp_path, seed=3, cuts=7, stalls=3, seconds=9.0, engine=engine)
+        assert tally.sound, str(tally)
+        assert tally.cuts + tally.stalls > 3
+        for first, last in (tally.here, tally.there):
+            assert (first["threads"], first["files"]) == (last["threads"], last["files"]), str(tally)
 
 
 class TestRelay:

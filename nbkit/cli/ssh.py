@@ -90,8 +90,8 @@ def terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def stay(session: Session, ended: Callable[[], bool] = lambda: False) -> None:
-    """Say when the link goes and comes, until `ended()`.
+def stay(session: Session, ended: Callable[[], bool] = lambda: False, news: Callable[[], list[str]] = list) -> None:
+    """Say when the link goes and comes, and what `news()` has, until `ended()`.
 
     Raises: KeyboardInterrupt at Ctrl-C; what ended the session for good.
     """
@@ -101,6 +101,8 @@ def stay(session: Session, ended: Callable[[], bool] = lambda: False) -> None:
         if ended():
             return
         time.sleep(0.5)
+        for text in news():
+            click.echo(f"Note: {text}", err=True)
         if session.alive != alive:
             alive = session.alive
             click.echo("The link is back." if alive else "The link is lost; connecting again.", err=True)

@@ -46,7 +46,7 @@ def tunnel(
             with connect(host, config=config, python=python) as box, \
                     open_tunnel(box, wanted, port=port or 0, root=root, config=config) as opened:  # fmt: skip
                 _show(opened, as_json=as_json)
-                stay(box.session, lambda: opened.ended)
+                stay(box.session, lambda: opened.ended, opened.news)
         except KeyboardInterrupt:
             click.echo(_detached(host, opened), err=True)
             sys.exit(130)
@@ -64,7 +64,7 @@ def _detached(host: str, opened: Tunnel | None) -> str:
 
 def _show(opened: Tunnel, *, as_json: bool) -> None:
     host, server = opened.box.host, opened.server
-    for note in server.notes:
+    for note in opened.notes:
         click.echo(f"Note: {note}", err=True)
     if as_json:
         click.echo(json.dumps(opened.as_dict()))
@@ -118,8 +118,13 @@ def _described(box: dict[str, Any]) -> str:
         f"   pid {each['pid']}"
         for each in box["kernels"]
     ]
+    lines += [f"  relay    of {_counted(each['clients'], 'connection')}   pid {each['pid']}" for each in box["relays"]]
     lines += [f"  started from those: {each['command'][:80]}   pid {each['pid']}" for each in box["rest"]]
     return "\n".join(lines)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 VERBS = (tunnel, status)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from nbkit.errors import NbkitError
 from nbkit.remote import jupyter, kernels, tunnels
 from nbkit.remote.box import connect
+from nbkit.ssh.streams import relays
 
 _AT_ONCE = 8
 
@@ -20,6 +21,7 @@ class Status:
     Attributes:
         tunnels: Those of this machine that are open.
         running: What of ours runs there; None when it cannot be asked.
+        relays: What keeps connections through a break there, each as it describes itself.
         error: Why it cannot.
     """
 
@@ -27,11 +29,15 @@ class Status:
     tunnels: list[tunnels.Opened]
     running: jupyter.Running | None
     error: str = ""
+    relays: list[dict[str, Any]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
         running = asdict(self.running) if self.running else {"server": None, "kernels": [], "rest": []}
-        return {"host": self.host, "tunnels": [asdict(each) for each in self.tunnels], "error": self.error, **running}
+        return {
+            "host": self.host, "tunnels": [asdict(each) for each in self.tunnels], "error": self.error, **running,
+            "relays": [{"pid": each["pid"], "clients": len(each["sessions"])} for each in self.relays],
+        }  # fmt: skip
 
 
 def status(host: str = "", *, config: str | None = None, python: str = "") -> list[Status]:
@@ -54,7 +60,8 @@ def status(host: str = "", *, config: str | None = None, python: str = "") -> li
 
 def _ask(place: tunnels.Place, *, ask: str | None) -> Status:
     with connect(place.host, config=place.config or None, ask=ask, python=place.python) as box:
-        return Status(place.host, tunnels.opened(place.host), jupyter.look(box))
+        there = relays(box.session, python=box.python)
+        return Status(place.host, tunnels.opened(place.host), jupyter.look(box), relays=there)
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,7 @@ def stop(host: str, *, config: str | None = None, python: str = "") -> Ended:
     place = _place(host, config, python)
     with connect(host, config=place.config or None, python=place.python) as box:
         ended = jupyter.stop(box)
+        relays(box.session, python=box.python, retire=True)  # other machines of this user may be at work
     closed = tunnels.close(host)
     removed = kernels.unregister(host, by="tunnel") + kernels.unregister(host, by="attach")
     tunnels.forget(host)

@@ -25,6 +25,8 @@ class Tunnel:
         address: Its URL here, without the token.
         token_file: Holds the token while the tunnel is open, for scripts; this user's alone.
         forwards: The other forwards, in the order they were asked for.
+        streams: What they ride on where a relay runs on the box: connections outlive the link. None where they do not.
+        notes: What a person should know, a sentence each.
         kernels: What the launcher of this machine's Jupyter shows from now on.
     """
 
@@ -35,9 +37,13 @@ class Tunnel:
             # Ports that are taken here are found out before anything is started there.
             if port:
                 ssh.forward(box.session, "/", port).close()
-            self.forwards = [stack.enter_context(ssh.forward(box.session, remote, local)) for remote, local in ports]
+            self.streams, plain = _streams(box)
+            carrier = stack.enter_context(self.streams) if self.streams else box.session
+            self.forwards = [stack.enter_context(ssh.forward(carrier, remote, local)) for remote, local in ports]
             self.server = jupyter.start(box, root=root)
-            jupyter_here = stack.enter_context(_forward(box, self.server.remote, port))
+            self.notes = [*self.server.notes, *plain]
+            self._told = 0
+            jupyter_here = stack.enter_context(_forward(box, carrier, self.server.remote, port))
             self.address = f"http://127.0.0.1:{jupyter_here.local_port}/" + ("lab" if self.server.lab else "")
             specs = _specs(box, jupyter_here.local_port, self.server.token)
             self.kernels = kernels.register(box.host, specs, config=config, python=box.python)
@@ -57,6 +63,12 @@ class Tunnel:
     def ended(self) -> bool:
         """True when `nbkit stop` was asked to end it, wherever that ran."""
         return tunnels.asked_to_close(self.token_file)
+
+    def news(self) -> list[str]:
+        """What has happened to its connections since the last call: a relay that was lost, a disk there that is full."""
+        notes = list(self.streams.notes) if self.streams else []
+        new, self._told = notes[self._told :], len(notes)
+        return new
 
     def close(self) -> None:
         """Close the ports here; what runs on the box goes on."""
@@ -80,7 +92,7 @@ class Tunnel:
             "host": self.box.host, "url": self.address, "token_file": self.token_file, "fresh": self.server.fresh,
             "root": self.server.root, "server": self.server.version, "pid": self.server.pid, "kernels": self.kernels,
             "forwards": [{"local": f.local_port, "remote": f.remote} for f in self.forwards],
-            "notes": list(self.server.notes),
+            "resumes": self.streams is not None, "notes": self.notes,
         }  # fmt: skip
 
 
@@ -100,19 +112,28 @@ def tunnel(
         root: The folder there whose files it shows; the home folder by default.
         config: The ssh_config that `box` was reached with, for kernels that are started later.
 
-    Returns: A running Tunnel; a lost link is made again, as by nbkit.ssh.forward.
+    Returns: A running Tunnel. A lost link is made again, and open connections go on: a page's WebSocket, a download.
 
     Raises: PortTakenError; RemoteCommandError; UnreachableError; StorageError.
     """
     return Tunnel(box, ports, port=port, root=root, config=str(Path(config).absolute()) if config else "")
 
 
-def _forward(box: Box, remote: int | str, port: int) -> ssh.Forward:
+def _streams(box: Box) -> tuple[ssh.Streams | None, list[str]]:
+    """Streams to the box, or a sentence that says why connections end with the link."""
+    try:
+        return ssh.Streams(box.session, python=box.python), []
+    except RemoteCommandError as error:
+        why = error.message.rstrip(".")
+        return None, [f"Open connections will end when the link breaks, for no relay runs on {box.host}: {why}."]
+
+
+def _forward(box: Box, carrier: ssh.Session | ssh.Streams, remote: int | str, port: int) -> ssh.Forward:
     before = tunnels.remembered(box.host)
     if not port and before is not None and before.port:
         with contextlib.suppress(PortTakenError):
-            return ssh.forward(box.session, remote, before.port)
-    return ssh.forward(box.session, remote, port)
+            return ssh.forward(carrier, remote, before.port)
+    return ssh.forward(carrier, remote, port)
 
 
 def _specs(box: Box, port: int, token: str) -> dict[str, Any]:

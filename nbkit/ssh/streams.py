@@ -78,9 +78,7 @@ class Streams:
 
         Raises: RemoteCommandError with why there is none; UnreachableError.
         """
-        texts = {name: _text(name) for name in _MODULES}
-        version = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:12]
-        request = {"texts": texts, "version": version, "folder": self._folder, "limits": self._limits}
+        request = {**_program(), "do": "start", "folder": self._folder, "limits": self._limits}
         found = program.call(self.session, _text("start"), request, python=self._python, timeout_s=_START_S)
         self._path = str(found["path"])
 
@@ -108,6 +106,7 @@ class Streams:
                 raise
             self._path = ""  # it may have gone: look again
             if fresh:
+                relays(self.session, python=self._python, folder=self._folder, retire=True)
                 raise RemoteCommandError(
                     f"{self.session.route.target} does not let us reach the relay that was started there: {line.why}.",
                     hint="sshd may forbid forwards to Unix sockets: AllowStreamLocalForwarding yes in its sshd_config",
@@ -265,6 +264,27 @@ class Streams:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def relays(
+    session: Session, *, python: str = "python3", folder: str = "", retire: bool = False
+) -> list[dict[str, Any]]:
+    """The relays of ours on the host, each as it describes itself; usually one.
+
+    Args:
+        retire: Have each end when its last client has gone: at once, when it has none.
+
+    Raises: RemoteCommandError, UnreachableError.
+    """
+    request = {**_program(), "texts": {}, "do": "retire" if retire else "look", "folder": folder}
+    found = program.call(session, _text("start"), request, python=python, timeout_s=_START_S)
+    return [dict(each) for each in found["relays"]]
+
+
+def _program() -> dict[str, Any]:
+    """The texts of the relay's modules, and what names this version of them."""
+    texts = {name: _text(name) for name in _MODULES}
+    return {"texts": texts, "version": hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:12]}
 
 
 def _text(name: str) -> str:

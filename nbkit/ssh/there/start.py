@@ -1,7 +1,8 @@
 """Find this user's relay on the box, or start it; prints one JSON object: its socket and its pid.
 
-REQUEST: `texts` of the relay's modules, `version` of them, `folder` ("" for the usual place), `limits`. Each version has a
-socket of its own. Relays of another version are told to end when their last client has gone: no stream ends for an upgrade.
+REQUEST: `do` "start", `texts` of the relay's modules, `version` of them, `folder` ("" for the usual place), `limits`. Or `do`
+"look", or "retire" (end when the last client has gone), of all that run: what each says of itself. Each version has a socket
+of its own. Relays of another version are told to end when their last client has gone: no stream ends for an upgrade.
 """
 
 from __future__ import annotations
@@ -93,23 +94,35 @@ def start(path: str, request: dict[str, Any]) -> int:
         return child.pid
 
 
+def ask_all(folder: str, do: str, but: str = "") -> list[dict[str, Any]]:
+    """What each relay in the folder answers; the sockets of dead ones are cleared away."""
+    answers = []
+    for name in sorted(os.listdir(folder)):
+        if name.startswith("relay-") and name.endswith(".sock") and name != but:
+            path = os.path.join(folder, name)
+            answer = ask(path, {"do": do})
+            if answer is not None:
+                answers.append(answer)
+            else:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+    return answers
+
+
 def main(request: dict[str, Any]) -> dict[str, Any]:
-    """Find or start."""
+    """Find or start; or ask."""
     os.umask(0o077)
     name = "relay-%s.sock" % request["version"]
     folder = private(request["folder"]) if request["folder"] else place(name)
+    if request["do"] != "start":
+        return {"relays": ask_all(folder, request["do"])}
     path = os.path.join(folder, name)
     with open(os.path.join(folder, "relay.lock"), "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two who come at once start one
         found = ask(path, {"do": "look"})
         if found is None:
             found = {"pid": start(path, request), "fresh": True}
-        for other in os.listdir(folder):
-            if other.startswith("relay-") and other.endswith(".sock") and other != name:
-                old = os.path.join(folder, other)
-                if ask(old, {"do": "retire"}) is None:
-                    with contextlib.suppress(OSError):
-                        os.unlink(old)
+        ask_all(folder, "retire", but=name)
     return {"path": path, "pid": found["pid"], "fresh": found.get("fresh", False)}
 
 
