@@ -21,6 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run or list; 0 when the benchmark ran, whatever it found, 1 when it could not, 2 for a name there is not."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=bench.__doc__)
     parser.add_argument("name", nargs="?", help="; ".join(names()))
+    parser.add_argument("only", nargs="?", help="memory: the framework whose rows to run, by how it begins")
     parser.add_argument("--json", action="store_true", help="data on stdout instead of a table")
     parser.add_argument("--runs", type=int, help="how often, for a benchmark that counts runs")
     options = parser.parse_args(argv)
@@ -33,11 +34,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"bench: no benchmark {options.name!r}; there is: {', '.join(names())}", file=sys.stderr)
         return 2
     run = importlib.import_module(f"bench.{options.name}").run
-    if options.runs is not None and (options.runs < 1 or "runs" not in inspect.signature(run).parameters):
-        print(f"bench: {options.name} takes no --runs {options.runs}", file=sys.stderr)
-        return 2
+    given = {name: value for name in ("runs", "only") if (value := getattr(options, name)) is not None}
+    for name, value in given.items():
+        if name not in inspect.signature(run).parameters or value in {0, ""} or (name == "runs" and value < 1):
+            print(f"bench: {options.name} takes no {'--runs ' if name == 'runs' else ''}{value}", file=sys.stderr)
+            return 2
     try:
-        outcome = run() if options.runs is None else run(options.runs)
+        outcome = run(**given)
     except bench.CannotRunError as error:
         print(f"bench: {options.name} cannot run: {error}", file=sys.stderr)
         return 1

@@ -7,12 +7,16 @@ program or data cannot be known has the reason in place of a call.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import NormalDist
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench._memory_rows import Row, config
+
+if TYPE_CHECKING:
+    from nbkit.memory.distributed import How
 
 Compare = str  # an attribute of Prediction
 
@@ -23,11 +27,15 @@ class Call:
 
     Attributes:
         compare: `allocated_gib`, `reserved_gib` or `device_gib`.
+        how: How the step is spread over GPUs; what is compared is then one device's share, times `devices`.
+        devices: Over how many the published figure is summed up.
     """
 
     model: Any
     options: dict[str, Any] = field(default_factory=dict)
     compare: Compare = "allocated_gib"
+    how: How | None = None
+    devices: int = 1
 
 
 class LeftOutError(Exception):
@@ -53,8 +61,6 @@ def call(row: Row) -> Call:
     """
     if row.suspect:
         raise LeftOutError("a note calls it SUSPECT")
-    if int(row.fields["n_gpu"]) > 1 and row.framework != REPLICATED:
-        raise LeftOutError("sharded over GPUs: nbkit.memory.distributed answers, within 20 %")
     describe = _FRAMEWORKS.get(row.framework)
     if describe is None:
         raise LeftOutError(_REASONS.get(row.framework, "its program is not described"))
@@ -196,9 +202,11 @@ def _qwen(row: Row) -> Call:
 def _swift(row: Row) -> Call:
     """ms-swift 2, `swift sft`: its Trainer under bf16 autocast, float32 adapters of dropout 0.05, torch 2.1.
 
-    docs/source_en/LLM/Benchmark.md: one epoch of cls-fudan-news-zh, whose tokens are 3234 +- 2547, 91 to 19548; longer
-    rows than max_length are deleted (truncation_strategy 'delete'). Its GPU memory is torch's max_memory_reserved.
-    bitsandbytes 0.41.3.
+    docs/source_en/LLM/Benchmark.md: cls-fudan-news-zh, whose tokens are 3234 +- 2547, 91 to 19548; longer rows than
+    max_length are deleted (truncation_strategy 'delete'). Its GPU memory is what torch has reserved; at the end of 2023,
+    when these models and packages were new, it was read after the 21st micro-batch (swift/trainers/trainers.py,
+    training_step: `_iter_perf > 20`), later at the end. The page does not say which; the rows of the first models fit
+    the former, and so all are read. bitsandbytes 0.41.3.
     """
     from nbkit.memory import Program
 
@@ -214,24 +222,24 @@ def _swift(row: Row) -> Call:
         extra_4bit_copy="bnb" in note, unpacks_4bit="gptq" in note, exact=False, bar=0.1,
     )  # fmt: skip
     shape = _shape(row)
+    rows = lengths(3234.4, 2547.5, 91, min(19548, shape["seq"]), count=21 * shape["batch"])
     options = {
-        **shape, "program": program, "dtype": "bfloat16", "accumulates": True,
+        **shape, "seq": max(rows), "program": program, "dtype": "bfloat16", "accumulates": True,
         "peft_config": None if method == "full" else _lora(row, ATTENTION, lora_dropout=0.05),
         "quantization_config": _four_bit(double_quant=True) if method == "qlora" else None,
-        "dataset": lengths(3234.4, 2547.5, 91, min(19548, shape["seq"])),
+        "dataset": rows, "gpu": row.fields["gpu"],
     }  # fmt: skip
     return Call(_model(row), options, "reserved_gib")
 
 
 @functools.cache
-def lengths(mean: float, deviation: float, least: int, most: int, count: int = 2000) -> list[int]:
-    """Tokens of rows whose mean and deviation are known: a log-normal's quantiles from `least` to `most`."""
-    import math
-
+def lengths(mean: float, deviation: float, least: int, most: int, count: int) -> list[int]:
+    """Tokens of `count` rows from `least` to `most`, of data whose mean and deviation are known: quantiles of a log-normal
+    without what lies beyond."""
     spread = math.log(1 + (deviation / mean) ** 2)
     normal = NormalDist(math.log(mean) - spread / 2, math.sqrt(spread))
-    quantiles = (round(math.exp(normal.inv_cdf((i + 0.5) / count))) for i in range(count))
-    return [*(one for one in quantiles if least <= one < most), most]
+    low, high = normal.cdf(math.log(least)), normal.cdf(math.log(most))
+    return [round(math.exp(normal.inv_cdf(low + (high - low) * (i + 0.5) / count))) for i in range(count)]
 
 
 def _torchtune(row: Row) -> Call:
@@ -296,6 +304,34 @@ def _capacity(row: Row) -> Call:
     return Call(_model(row), options, "device_gib")
 
 
+def _sharded(describe: Callable[[Row], Call], row: Row) -> Call:
+    """The same program with torch's FSDP over all of the row's GPUs, everything in bf16 (FULL_SHARD, a layer a unit, the
+    next one prefetched): fsdp_qlora's train.py with precision bf16; LitGPT's FSDPStrategy with auto_wrap_policy={Block}.
+    """
+    from nbkit.memory.distributed import How
+
+    if row.framework.startswith("litgpt") and row.fields["method"] == "lora":
+        raise LeftOutError("its size is that of the whole model and a share of it: held before the split, it seems")
+    offload = "cpu_offload=yes" in row.fields["note"]
+    how = How(
+        "fsdp", int(row.fields["n_gpu"]), mixed_precision=False, offload_params=offload, offload_optimizer=offload,
+        quant_storage_float=row.fields["method"] == "qlora",
+    )  # fmt: skip
+    found = describe(row)
+    return Call(found.model, found.options, f"{row.kind}_gib", how)
+
+
+def _zero3(row: Row) -> Call:
+    """Qwen's finetune.py with finetune/ds_config_zero3.json: bf16 throughout, communication overlapped, buckets as large
+    as the square of the model's width. The sum over the GPUs is published."""
+    from nbkit.memory.distributed import How
+
+    found, gpus = _qwen(row), int(row.fields["n_gpu"])
+    how = How("zero3", gpus, bucket_elements=found.model.hidden_size**2)
+    options = {**found.options, "dtype": "bfloat16", "program": found.options["program"].but(autocast=None)}
+    return Call(found.model, options, "device_gib", how, devices=gpus)
+
+
 _FRAMEWORKS: dict[str, Callable[[Row], Call]] = {
     "transformers 4.57 + peft (plain loop)": _plain,
     "litgpt": _litgpt,
@@ -306,6 +342,9 @@ _FRAMEWORKS: dict[str, Callable[[Row], Call]] = {
     "torchtune+compile": _torchtune,
     "transformers+trl (HF+FA2)": _capacity,
     REPLICATED: _answer_ai,
+    "fsdp_qlora(fsdp)": functools.partial(_sharded, _answer_ai),
+    "litgpt+fsdp": functools.partial(_sharded, _litgpt),
+    "transformers+deepspeed zero3": _zero3,
 }
 _REASONS = {
     "unsloth": "activations offloaded to RAM; of the notebooks the longest row is not published either",

@@ -39,6 +39,11 @@ def rows(path: Path = DATA / "vram_measured.csv") -> list[Row]:
         return [_row(fields) for fields in csv.DictReader(file)]
 
 
+def frameworks() -> list[str]:
+    """Every framework of the file."""
+    return sorted({row.framework for row in rows()})
+
+
 def _row(fields: dict[str, str]) -> Row:
     note = fields["note"]
     decimal = "unit=GB" in note or "unit=G;" in note

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from bench import Figures, Goal, _memory_calls, _memory_rows, _peers
+from bench import CannotRunError, Figures, Goal, _memory_calls, _memory_rows, _peers
 from nbkit.display import Table
 
 EXACT = "transformers 4.57 + peft (plain loop)"
@@ -58,13 +58,19 @@ class Case:
         return said / self.row.measured_gib - 1 if isinstance(said, float) else None
 
 
-def run() -> Figures:
+def run(only: str = "") -> Figures:
     """Ask everyone about every row.
 
-    Raises: CannotRunError when the peers cannot be installed or asked.
+    Args:
+        only: Rows whose framework begins with this, asked of nbkit alone; "" for all.
+    Raises: CannotRunError when the peers cannot be installed or asked, or no row is left.
     """
     start = time.monotonic()
-    rows = _memory_rows.rows()
+    rows = [row for row in _memory_rows.rows() if row.framework.startswith(only)]
+    if not rows:
+        raise CannotRunError(
+            f"no framework begins with {only!r}; there is: {', '.join(_memory_rows.frameworks())}"
+        )
     cases, left_out = [], Counter[tuple[str, str]]()
     for row in rows:
         try:
@@ -72,13 +78,15 @@ def run() -> Figures:
         except _memory_calls.LeftOutError as why:
             left_out[row.framework, str(why)] += 1
     _ask_nbkit(cases)
-    _ask_peers(cases)
+    if not only:
+        _ask_peers(cases)
     above = sum(_above(case) for case in cases)
     notes = [
         f"{above} of {len(cases)} were measured above the high end that nbkit gave for the device.",
         f"{time.monotonic() - start:.0f} s.",
     ]
-    tables = [_by_framework(cases), _by_method(cases), _decisions(cases), _against(cases, notes), _reasons(left_out)]
+    against = _row_by_row(cases, notes) if only else _against(cases, notes)
+    tables = [_by_framework(cases), _by_method(cases), _decisions(cases), against, _reasons(left_out)]
     data = [{"id": c.row.id, "framework": c.row.framework, "measured_gib": c.row.measured_gib, **c.said} for c in cases]
     return Figures("Peak memory, predicted against measured", tables, _goals(cases), data)
 
@@ -95,12 +103,28 @@ def _ask_nbkit(cases: Sequence[Case]) -> None:
         print(f"\rbench: row {index} of {len(cases)} ({case.row.id}) ", end="", file=sys.stderr, flush=True)
         try:
             found = predict(case.call.model, **case.call.options)
-            case.said[NBKIT] = float(getattr(found, case.call.compare))
-            case.low_gib, case.high_gib = found.low_gib, found.high_gib
+            if case.call.how is None:
+                case.said[NBKIT] = float(getattr(found, case.call.compare))
+                case.low_gib, case.high_gib = found.low_gib, found.high_gib
+            else:
+                _share(case, found)
         except Exception as error:  # a row that cannot be predicted is a finding of the benchmark, not its end
             case.said[NBKIT] = f"failed: {str(error).splitlines()[0][:120]}"
         case.said[FORMULA] = _formula(case)
     print("\r", end="", file=sys.stderr)
+
+
+def _share(case: Case, found: Any) -> None:
+    """One device's share of a step that is spread over several, in the sense that the row was measured in."""
+    from nbkit.memory.distributed import OUTSIDE_GIB, spread
+    from nbkit.memory.held import FIXED_SHARE
+
+    share = spread(found.alone, case.call.how)
+    reserved = share.allocated_gib * (1 + FIXED_SHARE)
+    outside = sum(OUTSIDE_GIB) / 2
+    said = {"allocated_gib": share.allocated_gib, "reserved_gib": reserved, "device_gib": reserved + outside}
+    case.said[NBKIT] = said[case.call.compare] * case.call.devices
+    case.low_gib, case.high_gib = share.low_gib * case.call.devices, share.high_gib * case.call.devices
 
 
 def _formula(case: Case) -> float | str:
@@ -222,7 +246,7 @@ def _room_gib(case: Case) -> float:
     name = case.row.fields["gpu"]
     if name.startswith("capacity"):
         return case.row.measured_gib
-    return card(CARDS.get(name, name)).usable_gib
+    return card(CARDS.get(name, name)).usable_gib * case.call.devices
 
 
 def _wrongly_refused(case: Case) -> float | None:
@@ -303,6 +327,19 @@ def _against(cases: Sequence[Case], notes: Sequence[str]) -> Table:
     columns = ["estimator", "rows", "median", "worst", "under by >10 %"]
     columns += ["nbkit there: median", "nbkit worst", "nbkit under", "unsupported", "failed"]
     return Table(columns, rows, title="Each estimator on the rows it answers, and nbkit on the same rows", notes=notes)
+
+
+def _row_by_row(cases: Sequence[Case], notes: Sequence[str]) -> Table:
+    rows = []
+    for case in cases:
+        error, said = case.error(NBKIT), case.said[NBKIT]
+        found = f"{said:.2f}" if isinstance(said, float) else said
+        what = " ".join(case.row.fields[name] for name in ("model", "method", "batch", "seq_len"))
+        off = f"{error:+.1%}" if error is not None else "-"
+        rows.append([case.row.id, what, f"{case.row.measured_gib:.2f}", found, off])
+    return Table(
+        ["row", "model, method, batch, tokens", "measured GiB", "nbkit", "off"], rows, "Row by row", notes=notes
+    )
 
 
 def _version(name: str) -> str:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from bench import Figures, Goal, _memory_calls, _memory_rows, _peer_worker, _peers
+from bench import CannotRunError, Figures, Goal, _memory_calls, _memory_rows, _peer_worker, _peers, memory
 from bench.memory import Case, _decisions, _sum_up, _targets
 from nbkit.display import Table
 
@@ -71,7 +71,10 @@ class TestRows:
         rows, why = _memory_rows.rows(), {}
         for row in rows:
             try:
-                assert _memory_calls.call(row).options["seq"] == int(row.fields["seq_len"])
+                options = _memory_calls.call(row).options
+                cap = int(row.fields["seq_len"])
+                assert options["seq"] == (max(options["dataset"]) if "dataset" in options else cap)
+                assert 0.7 * cap < options["seq"] <= cap
             except _memory_calls.LeftOutError as error:
                 why[row.id] = str(error)
         assert 260 == len(rows)
@@ -79,10 +82,28 @@ class TestRows:
         assert len(why) < len(rows) / 2
 
     def test_lengths_have_the_published_mean(self):
-        """A log-normal's quantiles, up to the longest row that is kept."""
-        found = _memory_calls.lengths(3234.4, 2547.5, 91, 19548)
+        """A log-normal's quantiles, without what is longer than the longest row that is kept."""
+        found = _memory_calls.lengths(3234.4, 2547.5, 91, 19548, 2000)
         assert 3234 == pytest.approx(sum(found) / len(found), rel=0.02)
-        assert (2048, True) == (max(cut := _memory_calls.lengths(3234.4, 2547.5, 91, 2048)), len(cut) < len(found))
+        kept = _memory_calls.lengths(3234.4, 2547.5, 91, 2048, 2000)
+        below = sum(one < 1500 for one in found) / sum(one < 2048 for one in found)
+        assert (2000, 2046) <= (len(kept), max(kept)) <= (2000, 2048)
+        assert below == pytest.approx(sum(one < 1500 for one in kept) / 2000, abs=0.01)
+
+    def test_swift_s_rows_are_what_was_read_at_its_21st_micro_batch(self):
+        """21 batches, on a card whose end is known."""
+        row = next(one for one in _memory_rows.rows() if one.id == "r237")
+        options = _memory_calls.call(row).options
+        assert 2 * 21 == len(options["dataset"])
+        assert "A100-80GB" == options["gpu"]
+
+    def test_one_framework_can_be_run_alone(self):
+        """No other row is asked, and one that does not exist is said with those that do."""
+        with pytest.raises(CannotRunError, match="there is: fsdp_qlora"):
+            memory.run("nosuch")
+        figures = memory.run("torchtitan")
+        assert [] == figures.records
+        assert any("torchtitan" in map(str, row) for row in figures.tables[-1].rows)
 
     def test_a_run_that_fits_and_is_refused_counts(self):
         """By the share that its low end is above the card; a full card that is promised room likewise."""

@@ -165,6 +165,39 @@ class TestOnFakes:
         assert found.allocated_gib <= found.reserved_gib
         assert any("replayed through a model of the allocator" in note for note in found.notes)
 
+    def test_a_bias_that_is_cast_in_the_forward_does_not_hinder_a_trace(self):
+        """bitsandbytes gives Qwen's bias its input's format once: replayed all the same, and no step leaves anything."""
+        from transformers import BitsAndBytesConfig, Qwen2Config
+
+        bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype="bfloat16")
+        config = Qwen2Config(
+            vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=6, num_attention_heads=4,
+            num_key_value_heads=4,
+        )  # fmt: skip
+        program = Program(loss="shifted", autocast="bfloat16", optimizer="adamw foreach", outputs_to_fp32=True)
+        found = self.predicted(
+            config, quantization_config=bits, program=program, dtype="bfloat16", batch=2,
+            dataset=[30, 64, 48, 20] * 4, device="cuda",
+        )  # fmt: skip
+        assert any("replayed through a model of the allocator" in note for note in found.notes)
+        trace = found.trace_at(2, 64)
+        made = {key for key, size in trace.steady if size}
+        assert set() == made - {key for key, size in trace.steady if not size}
+
+    def test_pieces_for_several_devices(self):
+        """What spread needs adds up to the whole, and a device of two holds half of the frozen weights."""
+        from nbkit.memory.distributed import How, spread
+
+        found = self.predicted(self.config(num_hidden_layers=6), dtype="bfloat16")
+        alone, one = found.alone, spread(found.alone, How("ddp", 1))
+        assert 6 == alone.layers
+        assert 2 * alone.frozen == pytest.approx(alone.frozen_gib * 2**30, rel=0.01)
+        whole = (6 * alone.layer_gib + alone.ends_gib) * 2**30
+        assert whole == pytest.approx(2 * alone.frozen + alone.trained_bytes * alone.trainable, rel=0.02)
+        assert found.allocated_gib == pytest.approx(one.allocated_gib, rel=0.2)
+        half = spread(alone, How("fsdp", 2, mixed_precision=False)).worst["weights"]
+        assert half == pytest.approx(one.worst["weights"] / 2)
+
     def test_an_accumulated_step_is_replayed_at_full_depth(self):
         """Gradients that are added to lie between a layer's events: the unrolled trace is the whole model's, to 1 %."""
         from peft import LoraConfig

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from nbkit.display import Table
 from nbkit.memory.disk import said
+from nbkit.memory.distributed import Alone
 from nbkit.memory.program import Program
 from nbkit.memory.trace import Trace
 
@@ -57,6 +58,7 @@ class Prediction:
         method: "full", or the adapter with the bits of what it stands on: "4-bit LORA".
         trace: For the allocator's replay; None for the formula.
         trace_at: The trace for another (batch, tokens), run when asked for.
+        alone: The step's pieces, for nbkit.memory.distributed.spread; None for the formula.
     """
 
     subject: str
@@ -79,6 +81,7 @@ class Prediction:
     method: str
     trace: Trace | None = field(default=None, repr=False, compare=False)
     trace_at: Callable[[int, int], Trace | None] | None = field(default=None, repr=False, compare=False)
+    alone: Alone | None = field(default=None, repr=False, compare=False)
 
     def fits(self, room_gib: float) -> Literal["yes", "tight", "no"]:
         """Into that much memory. yes: the high end fits; tight: only the low end; no: not even that."""
@@ -166,7 +169,8 @@ def predict(
         quantization_config: BitsAndBytesConfig, 4 or 8 bit.
         dataset: nbkit.data.token_stats of the rows, a tokenised dataset (TRL's columns), or token counts: the longest
             row decides the peak, all of them what the allocator reserves, and labels or masks how much is scored.
-        gpu: A card's name from nbkit.hardware.CARDS: its workspace sizes are taken, and the answer is set against it.
+        gpu: A card's name from nbkit.hardware.CARDS: its workspace sizes are taken, and where the run fits it, what is
+            reserved ends with it.
         program: The loop's habits; read off `args` or the trainer when None. Program.nbkit(args) is what nbkit.start runs.
         batch, seq: Rows and tokens of the micro-batch; from `args` when None.
         dtype: Of the weights; from the config when None.

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.metadata
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from nbkit.errors import NbkitError, require
 from nbkit.memory import asked as asking
 from nbkit.memory import depth, fake, kernels, source
+from nbkit.memory import held as holding
 from nbkit.memory.disk import Disk, host_gib, of_run
+from nbkit.memory.distributed import Alone
 from nbkit.memory.predict import GIB, Peak, Prediction, is_installed
 from nbkit.memory.program import Program
 from nbkit.memory.step import Job, Ran, run
@@ -20,8 +22,6 @@ from nbkit.memory.unroll import unroll
 
 # Outside of torch's allocator: the CUDA context with its kernels, and what cuDNN and NCCL keep. Least and most seen.
 CONTEXT_GIB = (0.3, 1.0)
-# Replays of fixed lengths gave 5 % (Qwen-7B) to 9 % (3B without checkpointing), of varying ones 9 to 10 % in random order.
-FIXED_SHARE, VARYING_SHARE = 0.05, 0.10
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate")
 _cache: dict[str, tuple[Ran, ...]] = {}
 
@@ -137,12 +137,18 @@ def answer(found: source.Source, job: Job, asked: asking.Asked, gpu: str | None)
     allocated = sum(parts.values())
     trace_at = functools.partial(_trace, job, chosen)
     longest = _at_full_depth(runs[0], job, chosen) if replayed else None
-    reserved, said = _reserved(job, asked, allocated, longest, trace_at)
     low_context, high_context = CONTEXT_GIB if job.device == "cuda" else (0.5, 1.5)
+    usable = _usable(gpu) if job.device == "cuda" else None
+    room = usable - low_context if usable is not None else None
+    held = holding.held(job, asked.lengths, allocated, longest, trace_at, room_gib=room)
     bar, measured = _bar(job, gpu)
+    device = held.gib + sum((low_context, high_context)) / 2
+    most = held.worst_gib * (1 + bar) + high_context + paged / GIB
+    if held.limited and usable is not None:  # what fragments goes back to the driver before a run fails
+        device, most = min(device, usable), min(most, max(usable, allocated * (1 + bar) + high_context + paged / GIB))
     notes = [*found.notes, *asked.notes, *dict.fromkeys(doubt for one in runs for doubt in one.doubts)]
     files, unsure = _disk(job, asked, params, trained, local=found.local)
-    notes += [*measured, *said, *unsure]
+    notes += [*measured, *held.notes, *unsure]
     if paged:
         notes.append(f"Paged optimizer states of {paged / GIB:.2f} GiB may leave the GPU; the high end counts them.")
     if not job.program.exact:
@@ -150,10 +156,10 @@ def answer(found: source.Source, job: Job, asked: asking.Asked, gpu: str | None)
     return Prediction(
         subject=_subject(found.name, job, params, trained),
         allocated_gib=allocated,
-        reserved_gib=reserved,
-        device_gib=reserved + sum((low_context, high_context)) / 2,
+        reserved_gib=held.gib,
+        device_gib=device,
         low_gib=allocated * (1 - bar) + low_context,
-        high_gib=reserved * (1 + bar) + high_context + paged / GIB,
+        high_gib=most,
         bar=f"±{bar:.0%} of the tensors, and {low_context:g} to {high_context:g} GiB outside of torch's allocator.",
         parts=parts,
         peak=Peak(peak.key.phase, peak.key.operator.replace("aten::", "aten."), peak.key.module),
@@ -167,6 +173,29 @@ def answer(found: source.Source, job: Job, asked: asking.Asked, gpu: str | None)
         program=job.program,
         method=_method(job),
         trace_at=trace_at,
+        alone=_alone(runs[0], job, chosen, parts, params, trained),
+    )
+
+
+def _alone(
+    shallow: Ran, job: Job, chosen: depth.Depths, parts: Mapping[str, float], params: int, trained: int
+) -> Alone:
+    """The step in the pieces that several devices share."""
+
+    def gib(layer: int) -> float:
+        return sum(size for size, where in shallow.resident if where == layer) / GIB
+
+    bits = _method(job).partition(" ")[0]
+    adapters = parts.get("adapters", 0.0) * GIB
+    return Alone.from_parts(
+        parts,
+        trainable=trained,
+        frozen=params - trained,
+        layers=chosen.full,
+        layer_gib=gib(chosen.to_run[0] // 2),
+        ends_gib=gib(-1),
+        trained_bytes=adapters / trained if adapters else 4 if job.wanted.dtype == "float32" else 2,
+        quantised=bits if bits in {"4-bit", "8-bit"} else "",  # type: ignore[arg-type]  # just checked
     )
 
 
@@ -195,52 +224,6 @@ def _at_full_depth(one: Ran, job: Job, chosen: depth.Depths) -> Trace | None:
     return unroll(one.resident, one.first.moments, one.tally.moments, layers, chosen.full, job.batch * job.seq)
 
 
-def _reserved(
-    job: Job,
-    asked: asking.Asked,
-    allocated: float,
-    longest: Trace | None,
-    trace_at: Callable[[int, int], Trace | None],
-) -> tuple[float, list[str]]:
-    """What the allocator holds beyond its tensors: replayed over the data's lengths, or a stated share."""
-    if job.device == "cpu":
-        return allocated, []
-    if len(set(asked.lengths)) < 2 or job.packed:
-        return allocated * (1 + FIXED_SHARE), [
-            f"Every batch has one length: {FIXED_SHARE:.0%} are added for what the allocator cannot use again."
-        ]
-    from nbkit.memory.replay import Reserved, Traces
-
-    def traced(tokens: int) -> Trace:
-        found = trace_at(job.batch, tokens)
-        if found is None:
-            raise _NoTraceError
-        return found
-
-    try:
-        if longest is None:
-            raise _NoTraceError
-        traces = Traces(traced)
-        traces.know(job.seq, longest)
-        replayed = Reserved(
-            traces, asked.lengths, job.batch, levels=3, empty_every=int(job.program.empties_cache)
-        ).random
-    except _NoTraceError:
-        return allocated * (1 + VARYING_SHARE), [
-            f"The layers differ, so no trace was replayed: {VARYING_SHARE:.0%} are added for batches of varying length."
-        ]
-    share = replayed.reserved_gib / replayed.allocated_gib
-    said = (
-        f"Reserved: {replayed.steps} batches of the data's lengths in random order, replayed through a model of the "
-        f"allocator; {replayed.fragmentation:.0%} of it hold no tensor."
-    )
-    return allocated * max(share, 1.0), [said]
-
-
-class _NoTraceError(Exception):
-    """The layers of this model are not alike enough to repeat one of them."""
-
-
 def _runs(job: Job, chosen: depth.Depths, *, trace: bool) -> tuple[Ran, ...]:
     """The job at each depth; the first of them traced where asked for."""
     key = repr((
@@ -265,6 +248,12 @@ def _disk(job: Job, asked: asking.Asked, params: int, trained: int, *, local: bo
         params, trained, adapted=adapted, trained_bytes=width, state_bytes=state, args=job.args,
         lengths=asked.lengths, local=local,
     )  # fmt: skip
+
+
+def _usable(gpu: str | None) -> float | None:
+    from nbkit.hardware import card
+
+    return card(gpu).usable_gib if gpu is not None else None
 
 
 def _workspace(gpu: str | None) -> int:

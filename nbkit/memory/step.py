@@ -96,6 +96,8 @@ def run(job: Job, layers: int | None, *, edge: int = 2, trace: bool = False) -> 
         ) from error
     finally:
         places.close()
+    if trace:
+        _forget_replaced(model, tracker, first)
     params, trained = _counts(model)
     return Ran(tracker.tally, first, resident, paged, params, trained, (*doubts, *_adapter_doubts(model, job)))
 
@@ -138,6 +140,16 @@ def _first_step(warm_up: list[Moment], steady: list[Moment]) -> list[Moment]:
     states = [one for one in warm_up if one.size and one.phase == "optimizer" and one.key not in freed]
     begun = next((at for at, one in enumerate(steady) if one.phase == "optimizer"), len(steady))
     return [*steady[:begun], *states, *steady[begun:]]
+
+
+def _forget_replaced(model: Any, tracker: Tracker, first: Tally) -> None:
+    """Leave out of the traces that a weight was replaced (bitsandbytes casts a bias to its input's format): it happens
+    once, and no later step frees or makes it."""
+    tensors = (*model.parameters(), *model.buffers())
+    weights = {tracker.key_of(one) for one in tensors}
+    made = {one.key for one in (*first.moments, *tracker.tally.moments) if one.size}
+    for tally in (first, tracker.tally):
+        tally.moments = [one for one in tally.moments if one.key in made and one.key not in weights]
 
 
 def _vocab(config: Any) -> int:

@@ -212,6 +212,11 @@ class Tracker(TorchDispatchMode):  # type: ignore[misc] # torch is not typed her
         if self.recording:
             self._mark(name)
 
+    def key_of(self, tensor: Any) -> int | None:
+        """Under which key a live tensor's storage is counted."""
+        block = self._blocks.get(tensor.untyped_storage()._cdata)  # noqa: SLF001
+        return block.key if block is not None else None
+
     def adopt(self, tensor: Any, kind: str, layer: int | None = None) -> None:
         """Count a tensor that was there before, or say what kind one is that was counted already."""
         if self._count(tensor, kind, layer):
