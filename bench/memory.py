@@ -68,9 +68,7 @@ def run(only: str = "") -> Figures:
     start = time.monotonic()
     rows = [row for row in _memory_rows.rows() if row.framework.startswith(only)]
     if not rows:
-        raise CannotRunError(
-            f"no framework begins with {only!r}; there is: {', '.join(_memory_rows.frameworks())}"
-        )
+        raise CannotRunError(f"no framework begins with {only!r}; there is: {', '.join(_memory_rows.frameworks())}")
     cases, left_out = [], Counter[tuple[str, str]]()
     for row in rows:
         try:
