@@ -1,4 +1,4 @@
-"""push and pull against scp (and rsync, where installed): one file, many small ones, 50 ms away.
+"""push and pull against scp (and rsync, where installed): one file, many small ones, 50 ms away, an older version there.
 
 Each tool starts from nothing, in turn in one run: scp and rsync as commands, nbkit in a running Python (connect, transfer,
 close). Files lie in memory where /dev/shm is, so that the disk is not what is measured; nbkit fsyncs, the others do not.
@@ -7,6 +7,7 @@ close). Files lie in memory where /dev/shm is, so that the disk is not what is m
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -60,6 +61,9 @@ def _run(folder: Path) -> Outcome:
             ("128 MiB 50 ms away, down", "far", far, False, 1 / 4),
         ):
             lines += _compare(title, folder / name, folder / "got", config, up, goal)
+        if shutil.which("rsync"):
+            for title, config in (("an older version there", server.config), ("the same, 50 ms away", far)):
+                lines.append(_changed(f"128 MiB, {title}", folder, config))
     return Outcome(f"Transfer on loopback, {ROUNDS} rounds in turn", lines)
 
 
@@ -97,6 +101,42 @@ def _compare(title: str, source: Path, dst: Path, config: Path, up: bool, goal: 
         for name, taken in seconds.items()
         if name != "nbkit"
     ]
+
+
+def _changed(title: str, folder: Path, config: Path) -> Line:
+    """A file goes up where an older version of it is: a line put before it, 20 places written over, a MiB taken out."""
+    old = (folder / "far").read_bytes()
+    new = bytearray(b'{"a line": "more"}\n' + old[: 32 << 20] + old[33 << 20 :])
+    for place in range(20):
+        at = (place + 1) * len(new) // 21
+        new[at : at + 9] = b"not as it"
+    source, dst = folder / "new", folder / "got"
+    source.write_bytes(new)
+
+    def ours() -> None:
+        with remote.connect("box", config=config) as box:
+            sent.append(remote.push(box, source, str(dst)).sent)
+
+    def theirs() -> None:
+        words = ("rsync", "-a", "--stats", "-e", f"ssh -F {config}", str(source), f"box:{dst}")
+        said = subprocess.run(words, check=True, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
+        literal.append(int(re.search(r"Literal data: ([\d,.]+)", said.stdout)[1].replace(",", "").replace(".", "")))  # type: ignore[index]
+
+    sent: list[int] = []
+    literal: list[int] = []
+    seconds: tuple[list[float], list[float]] = [], []
+    for _ in range(ROUNDS):
+        for tool, taken in zip((ours, theirs), seconds, strict=True):
+            dst.write_bytes(old)
+            os.utime(dst, (1, 1))
+            start = time.perf_counter()
+            tool()
+            taken.append(time.perf_counter() - start)
+            if dst.read_bytes() != new:
+                raise CannotRunError(f"{tool.__name__}: the file is not what was sent")
+    ratios = [a / b for a, b in zip(*seconds, strict=True)]
+    told = f"{title} ({sent[-1] / 1e6:.1f} MB over, rsync {literal[-1] / 1e6:.1f})"
+    return Line(told, "rsync", ratios, 1.0, median(seconds[0]), median(seconds[1]), "s")
 
 
 def _command(*words: str) -> None:

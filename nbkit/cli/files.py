@@ -144,7 +144,7 @@ def _pull_run(words: tuple[str, ...], host: str, config: str | None, python: str
 
 @click.command(
     help=f"Make the folder DST hold what the folder SRC holds; one of them is HOST:PATH.\n\n{HOST} Only what differs is "
-    f"sent, by blocks. {_CHECKED}\n\n\b\nExamples:\n  nbkit sync data gpu-box:data\n"
+    f"sent, of a changed file too. {_CHECKED}\n\n\b\nExamples:\n  nbkit sync data gpu-box:data\n"
     "  nbkit sync gpu-box:runs runs --dry-run"
 )
 @click.argument("source", metavar="SRC")

@@ -2,7 +2,8 @@
 
 The same code runs at both ends (`there/send.py`, `there/receive.py`): the box's half goes over as text. One stream carries
 many small files; a large push over a long link is striped over several channels, as sshd grants each only 2 MiB ahead.
-A file that comes again sends only the blocks (1 MiB, compared by sha256) that its part, or its older version, lacks.
+A file that comes again sends only what its part (1 MiB blocks, by sha256) or its older version (`there/delta.py`: finer
+blocks, wherever they stand now) lacks: what rsync would be called for, without rsync at either end.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from nbkit.ssh.text import plain
 Links = Literal["copy", "follow", "skip"]
 Source = str | Path
 AGAIN = "run it again: it goes on where it stopped"
-_MODULES = ("frames", "tree", "send", "place", "plan", "receive", "transfer")
+_MODULES = ("frames", "tree", "delta", "send", "place", "plan", "receive", "transfer")
 _LONG_S = 0.01  # a round trip from which one channel's window is what limits a push
 _STREAMS = 6
 _NOISE_BYTES = 64 * 1024  # a login shell may print before our program starts

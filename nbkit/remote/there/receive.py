@@ -10,9 +10,10 @@ import os
 import socket
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from nbkit.remote.there import frames as f
+from nbkit.remote.there.delta import NOTHING, tell
 from nbkit.remote.there.place import FATAL, Part, check, explained
 from nbkit.remote.there.plan import Plan, Want
 from nbkit.remote.there.tree import Entry
@@ -82,19 +83,11 @@ class Receiver:
     def _ask(self, wants: List[Want]) -> None:
         """Say which files are wanted, and which blocks of them are here already."""
         for want in wants:
-            hashes = b"".join(self._hashes(want)) if want.basis else b""
-            self._link.put_json(f.PLAN, [want.number, len(hashes) // 32])
-            for at in range(0, len(hashes), f.BLOCK):
-                self._link.put(f.HASHES, hashes[at : at + f.BLOCK])
+            old = tell(want.basis, want.basis == want.path, want.entry.size) if want.basis else NOTHING
+            self._link.put_json(f.PLAN, [want.number, old.block, old.size, old.moves, len(old.rows)])
+            for at in range(0, len(old.rows), f.BLOCK):
+                self._link.put(f.HASHES, old.rows[at : at + f.BLOCK])
         self._link.flush()
-
-    def _hashes(self, want: Want) -> Iterator[bytes]:
-        with contextlib.suppress(OSError), open(want.basis, "rb") as file:
-            for at in range(0, want.entry.size, f.BLOCK):
-                block = file.read(min(f.BLOCK, want.entry.size - at))
-                if not block:
-                    return
-                yield hashlib.sha256(block).digest()
 
     def _widen(self) -> None:
         """Take more streams: other commands of this user lend us their stdin, through a socket in a private folder."""
@@ -167,7 +160,7 @@ class Receiver:
                     part.write(view, at)
                 at += size
             elif kind == f.KEPT:
-                at = self._keep(part, want, at, self._link.number(size), whole)
+                at = self._keep(part, want, at, json.loads(self._link.body(size).decode()), whole)
             elif kind == f.WIDEN:
                 self._widen()
             elif kind in (f.FILE_END, f.FILE_FAILED):
@@ -183,20 +176,21 @@ class Receiver:
             if self._progress:
                 self._progress(self._done + at, self._total, f.text(want.entry.name))
 
-    def _keep(self, part: Optional[Part], want: Want, at: int, count: int, whole: Any) -> int:
-        """Blocks that are here: read once more for the file's sha256, copied where the older version has them."""
-        end = at + count
-        if count < 0 or end > want.entry.size or not want.basis:
+    def _keep(self, part: Optional[Part], want: Want, at: int, kept: List[int], whole: Any) -> int:
+        """What is here: read once more for the file's sha256, copied where the older version has it."""
+        start, count = map(int, kept)
+        end, moves = at + count, want.basis == want.path
+        if start < 0 or count < 0 or end > want.entry.size or not want.basis or (start != at and not moves):
             raise f.StoppedError("the other side keeps more than there is", f.VERSIONS)
         self._result["kept"] += count
         with open(want.basis, "rb") as basis:
-            basis.seek(at)
+            basis.seek(start)
             while part and at < end:
                 block = basis.read(min(f.BLOCK, end - at))
                 if not block:
                     break  # it shrank meanwhile: the sha256 will tell
                 whole.update(block)
-                if want.basis == want.path:
+                if moves:
                     part.write(memoryview(block), at)
                 at += len(block)
         return end

@@ -10,14 +10,13 @@ import threading
 from typing import Any, Callable, Dict, List, Optional
 
 from nbkit.remote.there import frames as f
+from nbkit.remote.there.delta import Rows, Window, pieces
 from nbkit.remote.there.tree import Entry, scan
 
 _AT_ONCE = 500  # entries in a frame
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, the file's name
-Widen = Callable[[str, int], List[Callable[[f.Bytes], Any]]]
-
-
 GROWING = b".jsonl"  # lines are only ever appended to it
+Widen = Callable[[str, int], List[Callable[[f.Bytes], Any]]]
 
 
 class Sender:
@@ -78,11 +77,13 @@ class Sender:
         if self._widen and self._total >= 8 * f.BLOCK:
             self._more_streams()
         for _ in range(count):
-            index, blocks = json.loads(self._reply(f.PLAN).decode())
-            hashes = b""
-            while len(hashes) < 32 * blocks:
-                hashes += self._reply(f.HASHES)
-            self._file(files[index], paths[files[index].name], hashes)
+            index, block, size, moves, expected = json.loads(self._reply(f.PLAN).decode())
+            rows = b""
+            while len(rows) < expected:
+                rows += self._reply(f.HASHES)
+            if expected and not 0 < block <= f.BLOCK:
+                raise f.StoppedError("the other side has blocks of another size", f.VERSIONS)
+            self._file(files[index], paths[files[index].name], Rows(block, size, rows, bool(moves)))
         self._link.put(f.ALL_SENT)
         self._link.flush()
 
@@ -96,11 +97,11 @@ class Sender:
         self._reply(f.WIDEN)
         self._link.write = f.StripedWriter([self._link.write, *writes]).write
 
-    def _file(self, entry: Entry, path: bytes, hashes: bytes) -> None:
-        """One file: blocks the receiver has are named, the others sent."""
+    def _file(self, entry: Entry, path: bytes, old: Rows) -> None:
+        """One file: what the receiver has is named, the rest sent."""
         try:
             with open(path, "rb", buffering=0) as file:
-                whole = self._content(file, entry, hashes)
+                whole = self._content(file, entry, old)
         except OSError as error:
             self._link.put_json(f.FILE_FAILED, f"cannot be read: {error.strerror}")
             return
@@ -109,34 +110,46 @@ class Sender:
         else:
             self._link.put_json(f.FILE_FAILED, "changed while it was being sent; send it again")
 
-    def _content(self, file: Any, entry: Entry, hashes: bytes) -> bytes:
+    def _content(self, file: Any, entry: Entry, old: Rows) -> bytes:
         """The file's sha256; empty when it is not, or no longer, what was announced."""
-        whole, number, kept, size = hashlib.sha256(), 0, 0, 0
         grows = self._request.get("growing", False) and entry.name.endswith(GROWING)
         if not _same(file, entry, grows):
             return b""
+        whole = self._against(file, entry, old) if old.rows else self._all_of(file, entry)
+        return whole if _same(file, entry, grows) else b""
+
+    def _all_of(self, file: Any, entry: Entry) -> bytes:
+        whole, size = hashlib.sha256(), 0
         while size < entry.size:
             view = self._block[: min(self._read(file), entry.size - size)]
             if not view:
                 return b""
             whole.update(view)
             size += len(view)
-            theirs = hashes[32 * number : 32 * number + 32]
-            number += 1
-            if theirs and theirs == hashlib.sha256(view).digest():
-                kept += len(view)
+            self._data(view, entry)
+        return whole.digest()
+
+    def _against(self, file: Any, entry: Entry, old: Rows) -> bytes:
+        window, size = Window(file.read, entry.size), 0
+        for piece in pieces(window, old):
+            if isinstance(piece, tuple):
+                self._link.put_json(f.KEPT, piece)
+                size += piece[1]
+                self._moved(piece[1], entry)
             else:
-                if kept:
-                    self._link.put_json(f.KEPT, kept)
-                    kept = 0
-                self._link.put(f.DATA, view)
-                self._sent += len(view)
-            self._done += len(view)
-            if self._progress:
-                self._progress(self._done, self._total, f.text(entry.name))
-        if kept:
-            self._link.put_json(f.KEPT, kept)
-        return whole.digest() if size == entry.size and _same(file, entry, grows) else b""
+                size += len(piece)
+                self._data(piece, entry)
+        return window.whole.digest() if size == entry.size else b""
+
+    def _data(self, view: f.Bytes, entry: Entry) -> None:
+        self._link.put(f.DATA, view)
+        self._sent += len(view)
+        self._moved(len(view), entry)
+
+    def _moved(self, size: int, entry: Entry) -> None:
+        self._done += size
+        if self._progress:
+            self._progress(self._done, self._total, f.text(entry.name))
 
     def _read(self, file: Any) -> int:
         size = 0
