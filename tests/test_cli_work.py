@@ -101,6 +101,19 @@ def test_detach_runs_and_stop(laptop):
     assert 1 == laptop.run("stop", told["id"])[0]
 
 
+def test_status_shows_it_and_stop_of_the_host_leaves_it(laptop):
+    """`status HOST` lists what is at work; `stop HOST` ends Jupyter, not this, and says how this ends."""
+    told = json.loads(
+        laptop.run("run", "count.py", "--on", "box", "-d", "--json", *laptop.options, "--", "9999", "0.1")[1]
+    )
+    assert f"  run      {told['id']}   running\n" in laptop.run("status", "box", *laptop.options)[1]
+    assert [told["id"]] == [
+        one["id"] for one in json.loads(laptop.run("status", "box", "--json", *laptop.options)[1])[0]["runs"]
+    ]
+    assert f"It ends with: nbkit stop {told['id']} --on box" in laptop.run("stop", "box", *laptop.options)[2]
+    assert 0 == laptop.run("stop", told["id"])[0]
+
+
 def test_wrong_use(laptop):
     """No such file is 2, before anything is dialled; a host that is off is 3; -F without a host is 2."""
     assert 2 == laptop.run("run", "absent.py", "--on", "nowhere.invalid")[0]
@@ -117,6 +130,15 @@ class TestShown:
         data = "\x1b[31mré\x1b[0md\n 10%\r 50%\r100%\n\x07end".encode()
         text = "".join(shown.text(data[at : at + 1]) for at in range(len(data))) + shown.text(b"", last=True)
         assert "réd\n100%\n\\x07end" == text
+
+    def test_a_line_without_end_is_no_burden(self):
+        """A progress bar that is drawn a million times, and a line of many MB, are not gathered without limit."""
+        shown = Shown(terminal=False)
+        assert "" == "".join(shown.text(b"\r%d %%" % step) for step in range(100_000))
+        assert 20 > len(shown._held)
+        long = shown.text(b"x" * (3 << 20))
+        assert 3 << 20 <= len(long)
+        assert "y\n" == shown.text(b"y\n")
 
     def test_a_terminal_gets_it_at_once(self):
         """What is no whole line yet is shown, and may be drawn anew; an escape sequence in two pieces goes."""

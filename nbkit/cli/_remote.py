@@ -19,6 +19,7 @@ RUN_THERE = (
     "Without --on: a run that this machine began."
 )
 _CUT = re.compile(r"(\x1b(\[[0-9;?]*)?|\r)\Z")
+_LONGEST = 1 << 20  # of a line that is held until it is whole
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -91,7 +92,9 @@ class Shown:
             return "\r".join(map(_harmless, text.split("\r")))
         if not last:
             whole = text.rfind("\n") + 1
-            text, self._held = text[:whole], text[whole:] + self._held
+            whole = len(text) if len(text) - whole > _LONGEST else whole
+            text, part = text[:whole], text[whole:]
+            self._held = part[part.rfind("\r") + 1 :] + self._held
         return "\n".join(_harmless(line.rpartition("\r")[2]) for line in text.split("\n"))
 
 

@@ -150,6 +150,8 @@ def _stop_box(host: str, config: str | None, python: str) -> None:
         click.echo(f"Nothing of nbkit ran on {host}.", err=True)
     if done.tunnels:
         click.echo(f"Ended {done.tunnels} tunnel{'s' if done.tunnels > 1 else ''} here.", err=True)
+    for name in done.left:
+        click.echo(f"Left alone: {name} goes on there. It ends with: nbkit stop {name} --on {host}", err=True)
     for each in done.box.rest:
         click.echo(
             f"Left alone, started from a kernel or terminal there: {each['command'][:80]} (pid {each['pid']}).",

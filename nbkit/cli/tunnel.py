@@ -118,6 +118,7 @@ def _described(box: dict[str, Any]) -> str:
         f"   pid {each['pid']}"
         for each in box["kernels"]
     ]
+    lines += [f"  run      {each['id']}   {each['state']}" for each in box["runs"]]
     lines += [f"  relay    of {_counted(each['clients'], 'connection')}   pid {each['pid']}" for each in box["relays"]]
     lines += [f"  started from those: {each['command'][:80]}   pid {each['pid']}" for each in box["rest"]]
     return "\n".join(lines)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from nbkit.errors import NbkitError
-from nbkit.remote import jupyter, kernels, tunnels
+from nbkit.remote import jupyter, kernels, tunnels, work
 from nbkit.remote.box import connect
 from nbkit.ssh.streams import relays
 
@@ -21,6 +21,7 @@ class Status:
     Attributes:
         tunnels: Those of this machine that are open.
         running: What of ours runs there; None when it cannot be asked.
+        works: What `nbkit run` began there and is at work.
         relays: What keeps connections through a break there, each as it describes itself.
         error: Why it cannot.
     """
@@ -30,6 +31,7 @@ class Status:
     running: jupyter.Running | None
     error: str = ""
     relays: list[dict[str, Any]] = field(default_factory=list)
+    works: list[work.Work] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
@@ -37,6 +39,7 @@ class Status:
         return {
             "host": self.host, "tunnels": [asdict(each) for each in self.tunnels], "error": self.error, **running,
             "relays": [{"pid": each["pid"], "clients": len(each["sessions"])} for each in self.relays],
+            "runs": [{"id": each.id, "state": each.state, "file": each.about["file"]} for each in self.works],
         }  # fmt: skip
 
 
@@ -61,32 +64,38 @@ def status(host: str = "", *, config: str | None = None, python: str = "") -> li
 def _ask(place: tunnels.Place, *, ask: str | None) -> Status:
     with connect(place.host, config=place.config or None, ask=ask, python=place.python) as box:
         there = relays(box.session, python=box.python)
-        return Status(place.host, tunnels.opened(place.host), jupyter.look(box), relays=there)
+        active = [each for each in work.works(box) if each.active]
+        return Status(place.host, tunnels.opened(place.host), jupyter.look(box), relays=there, works=active)
 
 
 @dataclass(frozen=True)
 class Ended:
-    """What `stop` ended: tunnels of this machine, kernels that it listed, and on the box what `box` says."""
+    """What `stop` ended: tunnels of this machine, kernels that it listed, and on the box what `box` says; and what goes on
+    there, as `nbkit run` began it to go on alone.
+    """
 
     tunnels: int
     kernels: int
     box: jupyter.Stopped
+    left: list[str]
 
 
 def stop(host: str, *, config: str | None = None, python: str = "") -> Ended:
-    """End everything of ours on `host`, and the tunnels there; take what a tunnel and `kernel attach` put into this machine's
-    Jupyter out of it. What `kernel add` put there stays: it starts new ones.
+    """End everything of ours on `host`, and the tunnels there, but not what `nbkit run` began to go on alone. What a tunnel
+    and `kernel attach` put into this machine's Jupyter is taken out of it; what `kernel add` put there stays: it starts new
+    ones.
 
     Raises: what keeps the box from being asked; then nothing was ended.
     """
     place = _place(host, config, python)
     with connect(host, config=place.config or None, python=place.python) as box:
         ended = jupyter.stop(box)
+        left = [each.id for each in work.works(box) if each.active]
         relays(box.session, python=box.python, retire=True)  # other machines of this user may be at work
     closed = tunnels.close(host)
     removed = kernels.unregister(host, by="tunnel") + kernels.unregister(host, by="attach")
     tunnels.forget(host)
-    return Ended(closed, removed, ended)
+    return Ended(closed, removed, ended, left)
 
 
 def _place(host: str, config: str | None, python: str) -> tunnels.Place:
