@@ -138,7 +138,7 @@ class TestStart:
         """A command that nobody reads is held up by the window, not kept in memory."""
         with connect("box", config=box.config, ask=None) as session, session.start(["cat", "/dev/zero"]) as process:
             time.sleep(1)
-            assert 0 < sum(map(len, process._kept)) <= 64 << 20
+            assert 0 < len(process._kept) <= 64 << 20
             assert "ok" == session.run(["echo", "ok"]).text
 
 

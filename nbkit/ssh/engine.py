@@ -28,6 +28,7 @@ from nbkit.ssh.wire import Wire
 
 _PING_AFTER_S = 3  # silent seconds before the server is asked for a sign of life
 _DEAD_AFTER_S = 10  # silent seconds after which it is given up: seen within 12 s, as a tick may run late
+_FIRST_PINGS = 4  # one after the other: sshd answers the first late, while it sets up the user's process
 _MOST_WAITING = 100_000  # replies waiting to go out; a server that asks for more and reads none of them is hostile
 _ADMINISTRATIVELY_PROHIBITED = 1
 Opened = Callable[[Exception | None], None]
@@ -63,6 +64,7 @@ class Engine(Transport):  # type: ignore[misc]  # paramiko is not typed
         self.lost = ""
         self.farewell = ""
         self.rtt_s = 0.0
+        self._answers = 0
         self._known_types = key_types or []
         self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._opening: dict[int, tuple[Stream, Opened]] = {}
@@ -353,6 +355,9 @@ class Engine(Transport):  # type: ignore[misc]  # paramiko is not typed
         if asked:
             took = time.perf_counter() - asked
             self.rtt_s = min(self.rtt_s or took, took)
+            self._answers += 1
+            if self._answers < _FIRST_PINGS:
+                self._ping(threading.Event())
         event.set()
 
     _parse_request_success = _answered

@@ -5,11 +5,11 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections import deque
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from nbkit.errors import NbkitError, RemoteCommandError, UnreachableError
+from nbkit.ssh.ring import Ring
 from nbkit.ssh.text import plain
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class ChannelProcess:
     def __init__(self, command: str, host: str, *, stderr_bytes: int = STDERR_BYTES) -> None:
         self.command, self._host = command, host
         self._stream: Stream | None = None
-        self._kept: deque[memoryview] = deque()
+        self._kept = Ring()
         self._errors, self._errors_most = bytearray(), stderr_bytes
         self._state = threading.Condition()
         self._discard = self._over = False
@@ -123,7 +123,7 @@ class ChannelProcess:
         """Output."""
         with self._state:
             if not self._discard:
-                self._kept.append(memoryview(bytes(view)))
+                self._kept.put(view)
                 self._state.notify_all()
                 return
         self.stream.consumed(len(view))
@@ -182,19 +182,10 @@ class ChannelProcess:
     def readinto(self, buffer: bytearray | memoryview, timeout_s: float | None = None) -> int:
         """See Process."""
         into = memoryview(buffer).cast("B")
-        taken = 0
         with self._state:
             if not self._state.wait_for(lambda: self._kept or self._over, timeout_s):
                 raise late(self._host, self.command, "said nothing", timeout_s or 0)
-            while self._kept and taken < len(into):
-                first = self._kept[0]
-                part = first[: len(into) - taken]
-                into[taken : taken + len(part)] = part
-                taken += len(part)
-                if len(part) == len(first):
-                    self._kept.popleft()
-                else:
-                    self._kept[0] = first[len(part) :]
+            taken = self._kept.take(into)
         if taken:
             self.stream.consumed(taken)
         elif len(into) and (broken := self._broken()):
@@ -219,8 +210,7 @@ class ChannelProcess:
         end = _end(timeout_s)
         with self._state:
             self._discard = True
-            thrown = sum(map(len, self._kept))
-            self._kept.clear()
+            thrown = self._kept.clear()
         self.stream.consumed(thrown)
         if not self.stream.status_event.wait(_left(end)):
             raise late(self._host, self.command, "did not end", timeout_s or 0)

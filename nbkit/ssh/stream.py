@@ -231,13 +231,16 @@ class Stream(Channel):  # type: ignore[misc]  # paramiko is not typed
         self.engine.soon(_message(cMSG_CHANNEL_WINDOW_ADJUST, self.remote_chanid, owed))
 
     def _growth(self, passed: int) -> int:
-        """What the window grows by, once for each window that passed: to four times what the link holds at this speed."""
+        """What the window grows by, once for each window that passed: to twice what the link holds at this speed.
+
+        Not to more: what a link does not take waits in sshd, which copies all of it for each packet that it adds.
+        """
         self._passed += passed
         if self._passed < self._window:
             return 0
         now = time.monotonic()
         took, self._since = max(now - self._since, 1e-6), now
-        more = min(int(4 * self._passed / took * self.engine.rtt_s), _MOST_WINDOW) - self._window
+        more = min(int(2 * self._passed / took * self.engine.rtt_s), _MOST_WINDOW) - self._window
         self._passed = 0
         self._window += max(0, more)
         return max(0, more)
