@@ -209,6 +209,50 @@ print('saved')
 """
 
 
+# Leaves its training to a process and a session of its own, as nbkit.start(trainer, detach=True) does.
+DETACHES = """
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+run = Path(os.environ['NBKIT_RUNS'], '20260101-d')
+if len(sys.argv) == 2:
+    subprocess.Popen([sys.executable, __file__, sys.argv[1], 'child'], start_new_session=True)
+    while not (run / 'status.json').exists():
+        time.sleep(0.05)
+    sys.exit()
+def tell(state, cause=''):
+    told = {'state': state, 'started': 1.0, 'pid': os.getpid(), 'cause': cause}
+    (run / 'part').write_text(json.dumps(told))
+    (run / 'part').rename(run / 'status.json')
+def terminated(*_):
+    tell('stopped', 'SIGTERM')
+    sys.exit()
+signal.signal(signal.SIGTERM, terminated)
+(run / 'launch').mkdir(parents=True)
+tell('training')
+while not (run / sys.argv[1]).exists():
+    time.sleep(0.05)
+tell('stopped', 'STOP')
+"""
+
+
+class TestDetachedTraining:
+    @pytest.mark.parametrize(("heeds", "grace_s", "cause"), [("STOP", 60, "STOP"), ("NEVER", 0.5, "SIGTERM")])
+    def test_is_part_of_the_run(self, box, script, heeds, grace_s, cause):
+        """A program that left its training to a process of its own is at work until that ends, and ends it when stopped."""
+        found = work.begin(box, script(DETACHES), arguments=[heeds])
+        until(lambda: len(there.marked(found.about["folder"])) == 1 and found.again().about["runs"])
+        time.sleep(1.5)
+        assert "running" == found.again().state
+        assert ["20260101-d"] == found.stop(grace_s)
+        ended, _ = finished(found)
+        assert ("stopped", 0, cause) == (ended.state, ended.exit_code, ended.about["runs"][0]["cause"])
+
+    def test_of_another_host(self, tmp_path):
+        """A process of another host that shares the home folder is not taken for one that is gone."""
+        assert there.lives(str(tmp_path), {"pid": 2**22 - 1, "host": "another-node"})
+        assert not there.lives(str(tmp_path), {"pid": 2**22 - 1, "host": there.platform.node()})
+
+
 class TestNames:
     def test_several_fit(self, box, script):
         """A start that fits two runs names both; a file's name means the newest; none is said."""

@@ -110,7 +110,7 @@ class Mirrored:
         gone = False
         if not over and time.monotonic() - self._looked > SLOWLY_S:
             self._looked = time.monotonic()
-            gone = not work.lives(self.folder, int(about.get("pid") or 0))
+            gone = not work.lives(self.folder, about)
             gone = gone and self._read("status.json") == status
         for name in GROWING:
             while self._grow(name):

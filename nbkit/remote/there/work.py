@@ -18,6 +18,7 @@ import contextlib
 import fcntl
 import json
 import os
+import platform
 import re
 import time
 from typing import Any, Dict, List, Optional, Tuple
@@ -102,8 +103,13 @@ def marked(folder: str) -> List[int]:
     return found
 
 
-def lives(folder: str, pid: int) -> bool:
-    """Whether process `pid` is there, and of this run where that can be seen."""
+def lives(folder: str, status: Dict[str, Any]) -> bool:
+    """Whether the process that wrote a training run's `status` is there; one of another host that shares this home folder
+    cannot be seen, and counts as there.
+    """
+    pid = int(status.get("pid") or 0)
+    if status.get("host") not in (None, "", platform.node()):
+        return True
     if pid <= 0:
         return False
     if os.path.isdir("/proc/self"):
@@ -132,7 +138,7 @@ def trainings(folder: str) -> List[Tuple[str, Dict[str, Any]]]:
         status = read_json(os.path.join(runs, name, "status.json"))
         if isinstance(status, dict):
             active = status.get("state") in ACTIVE
-            status["gone"] = active and not lives(folder, int(status.get("pid") or 0))
+            status["gone"] = active and not lives(folder, status)
             found.append((os.path.join(runs, name), status))
     return sorted(found, key=lambda one: (one[1].get("started") or 0, one[0]))
 
