@@ -14,9 +14,11 @@ import pytest
 from nbkit import models
 from nbkit.errors import NbkitError
 from nbkit.remote import connect, work
+from nbkit.remote.there import notebook as notebook_program
 from nbkit.remote.there import work as there
 from nbkit.training import Run
 from tests import sshd, tiny
+from tests.recorded import recorded
 from tests.test_cli_work import Laptop
 from tests.test_remote_parameters import notebook
 from tests.test_remote_work import end_all, finished, until
@@ -121,6 +123,12 @@ class TestNotebook:
         ended, said = finished(work.begin(box, path))
         assert "waiting for the training run" in said
         assert ("done", "done") == (ended.state, ended.about["runs"][0]["state"])
+
+    def test_a_training_is_told_in_lines(self, tmp_path):
+        """What is a picture in the notebook is a line now and then in the log."""
+        run = recorded(tmp_path, steps=40, total=60, state="training")
+        assert f"{run.id}: training, step 40 of 60, loss 0." in notebook_program.headline(str(run.path))
+        assert "" == notebook_program.headline("")
 
     def test_no_nbclient_there(self, server, box, tmp_path):
         """It is said what is missing and how to install it; nothing is sent."""

@@ -20,7 +20,7 @@ from queue import Empty
 from typing import Any, Dict, Optional
 
 KERNEL = "nbkit-run"
-EVERY_S, DRAIN_S = 3.0, 0.5
+EVERY_S, DRAIN_S, TELL_S = 3.0, 0.5, 10.0
 LAST_S = 25.0  # for a training run that was asked to stop; supervise.py kills after 30
 _ACTIVE = ("waiting", "training", "evaluating", "paused", "stalled")
 
@@ -66,6 +66,19 @@ def spoken(message: Dict[str, Any]) -> str:
     if kind in ("execute_result", "display_data"):
         plain = content["data"].get("text/plain", "")
         return str(plain).rstrip("\n") + "\n" if plain else ""
+    return ""
+
+
+def headline(run: str) -> str:
+    """Where a training run stands, in a line; empty for none."""
+    with contextlib.suppress(OSError, ValueError, KeyError), open(os.path.join(run, "status.json")) as file:
+        status = json.load(file)
+        line = "%s: %s, step %d of %d" % (os.path.basename(run), status["state"], status["step"], status["max_steps"])
+        with contextlib.suppress(OSError, ValueError), open(os.path.join(run, "metrics.jsonl"), "rb") as rows:
+            rows.seek(max(0, os.fstat(rows.fileno()).st_size - 4096))
+            losses = [row["loss"] for row in map(json.loads, rows.read().split(b"\n")[1:-1]) if "loss" in row]
+            line += ", loss %.4f" % losses[-1] if losses and losses[-1] is not None else ""
+        return line
     return ""
 
 
@@ -156,6 +169,7 @@ class Execution:
         number, of = 0, sum(1 for cell in self.cells if cell.source.strip())
         async with client.async_setup_kernel(cleanup_kc=True):
             asyncio.get_event_loop().add_signal_handler(signal.SIGTERM, self.interrupt)
+            telling = asyncio.ensure_future(self.tell_training())
             self.kernel_pid = int(getattr(getattr(client.km, "provisioner", None), "pid", 0) or 0)
             for index, cell in enumerate(self.notebook.cells):
                 if self.stopping:
@@ -176,6 +190,7 @@ class Execution:
                 finally:
                     self.save()
             await self.outlast(client)
+            telling.cancel()
             self.save()
 
     async def outlast(self, client: Any) -> None:
@@ -196,15 +211,25 @@ class Execution:
             while True:
                 client.late(await client.kc.iopub_channel.get_msg(timeout=DRAIN_S))
 
-    def training(self) -> bool:
-        """Whether the kernel is training."""
+    def training(self) -> str:
+        """The folder of the run that the kernel trains; empty when it trains none."""
         runs = os.environ.get("NBKIT_RUNS", "")
         for name in os.listdir(runs) if os.path.isdir(runs) else ():
             with contextlib.suppress(OSError, ValueError), open(os.path.join(runs, name, "status.json")) as file:
                 status = json.load(file)
                 if status["state"] in _ACTIVE and status["pid"] == self.kernel_pid:
-                    return True
-        return False
+                    return os.path.join(runs, name)
+        return ""
+
+    async def tell_training(self) -> None:
+        """Say now and then how far a training is: what shows it in the notebook is a picture."""
+        said = ""
+        while True:
+            await asyncio.sleep(TELL_S)
+            line = headline(self.training())
+            if line and line != said:
+                say(line)
+                said = line
 
 
 def main(folder: str, name: str) -> int:
