@@ -99,6 +99,9 @@ def test_detach_runs_and_stop(laptop):
     listed = json.loads(laptop.run("runs", "--on", "box", "--json", *laptop.options)[1])
     assert "stopped" == next(one["state"] for one in listed if one["id"] == told["id"])
     assert 1 == laptop.run("stop", told["id"])[0]
+    code, out, err = laptop.run("runs", "--on", "box", "--remove", told["id"], "--json", *laptop.options)
+    assert (0, f"Deleted {told['id']} on box.\n") == (code, err)
+    assert told["id"] not in out
 
 
 def test_status_shows_it_and_stop_of_the_host_leaves_it(laptop):

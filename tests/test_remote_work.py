@@ -270,6 +270,17 @@ class TestNames:
         ids = [finished(work.begin(box, script("print(1)")))[0].id for _ in range(2)]
         assert ids[::-1] == [one.id for one in work.works(box)[:2]]
 
+    def test_removed(self, box, script):
+        """One that has ended is deleted with all that it left; one that is at work is not."""
+        found = work.begin(box, script(COUNT), arguments=["9999", "0.05"])
+        with pytest.raises(RemoteCommandError, match="is at work"):
+            found.remove()
+        found.stop()
+        ended, _ = finished(found)
+        ended.remove()
+        assert not Path(ended.about["folder"]).exists()
+        assert ended.id not in [one.id for one in work.works(box)]
+
     def test_this_machine_remembers_its_own(self, box, script):
         """The host of a run that was begun here is known by its id."""
         ended, _ = finished(work.begin(box, script("print(1)"), config="/some/config"))

@@ -224,13 +224,16 @@ class TestRecipe:
         [
             (("dataset_name: rows.jsonl", ""), "names no data: the config.yaml of a run does not hold its rows"),
             (("model_name_or_path: model", ""), "names no model"),
+            (("dataset_name: rows.jsonl", "dataset_name: ../rows.jsonl"), "does not lie below recipe.yaml's folder"),
             ((RECIPE, "- 1"), "is no recipe"),
             ((RECIPE, "a: ]"), "is no YAML"),
         ],
     )
     def test_what_is_no_recipe(self, box, tmp_path, change, message):
         """What lacks a model or data is refused before anything is dialled."""
-        path = tmp_path / "recipe.yaml"
+        (tmp_path / "rows.jsonl").touch()
+        (tmp_path / "here").mkdir()
+        path = tmp_path / "here/recipe.yaml"
         path.write_text(RECIPE.replace(*change))
         with pytest.raises(NbkitError, match=message) as caught:
             work.begin(box, path)

@@ -20,14 +20,16 @@ _GRACE_S = 120.0
 
 @click.command(
     help="List the runs in ./runs (or NBKIT_RUNS), the newest first; or what nbkit run began on a box, from any machine.\n\n"
-    "\b\nExamples:\n  nbkit runs\n  nbkit runs --on gpu-box"
+    "\b\nExamples:\n  nbkit runs\n  nbkit runs --on gpu-box\n  nbkit runs --on gpu-box --remove 20261130-101500-train"
 )
 @on_option
+@click.option("--remove", multiple=True, metavar="RUN",
+              help="With --on: delete one that has ended, with all that it wrote and trained there; again for more.")  # fmt: skip
 @host_options
 @json_option
-def runs(host: str, config: str | None, python: str, as_json: bool) -> None:
-    if host or config or python:
-        _runs_on(host, config, python, as_json=as_json)
+def runs(host: str, remove: tuple[str, ...], config: str | None, python: str, as_json: bool) -> None:
+    if host or config or python or remove:
+        _runs_on(host, remove, config, python, as_json=as_json)
         return
     from nbkit.display import Table
     from nbkit.training import runs as found
@@ -47,13 +49,17 @@ def runs(host: str, config: str | None, python: str, as_json: bool) -> None:
         click.echo(f"No runs in {runs_dir().absolute()}.", err=True)
 
 
-def _runs_on(host: str, config: str | None, python: str, *, as_json: bool) -> None:
+def _runs_on(host: str, remove: tuple[str, ...], config: str | None, python: str, *, as_json: bool) -> None:
     from nbkit.display import Table
     from nbkit.remote import connect, work
 
     if not host:
-        raise click.UsageError("-F and --python are for a box: name it with --on HOST")
+        raise click.UsageError("-F, --python and --remove are for a box: name it with --on HOST")
     with connect(host, config=config, python=python) as box:
+        for name in remove:
+            gone = work.find(box, name)
+            gone.remove()
+            click.echo(f"Deleted {gone.id} on {host}.", err=True)
         found = work.works(box)
     if as_json:
         click.echo(json.dumps([dict(one.about) for one in found], indent=2))

@@ -115,13 +115,23 @@ def _recipe(parcel: Parcel, values: Mapping[str, Any]) -> None:
 
 
 def _local(parcel: Parcel, recipe: dict[str, Any], key: str) -> None:
-    """A relative path that lies beside the recipe goes along; an absolute one is the box's own."""
+    """A relative path that lies beside the recipe goes along; an absolute one is the box's own.
+
+    Raises: NbkitError (2) for one that lies elsewhere.
+    """
     value, home = Path(str(recipe.get(key) or "")), parcel.path.resolve().parent
-    beside = home / value
-    if not str(recipe.get(key) or "") or value.is_absolute():
+    if not recipe.get(key):
         return
-    if beside.exists() and beside.resolve().is_relative_to(home):
-        parcel.more.setdefault(beside.resolve(), value.as_posix())
+    if value.is_absolute():
+        parcel.notes.append(f"{key} {value} is taken for a path on the box")
+    elif (home / value).exists():
+        beside = (home / value).resolve()
+        if not beside.is_relative_to(home):
+            raise NbkitError(
+                f"{key} {value} does not lie below {parcel.path.name}'s folder.",
+                hint=f"--with {parcel.path.parent / value} --param {key}={beside.name}", exit_code=2,
+            )  # fmt: skip
+        parcel.more.setdefault(beside, value.as_posix())
 
 
 def check(parcel: Parcel, there: Mapping[str, Any], host: str) -> bool:

@@ -125,6 +125,13 @@ class Work:
             )
         return [plain(name) for name in told["training"]]
 
+    def remove(self) -> None:
+        """Delete it from the box, with all that it wrote and trained there.
+
+        Raises: RemoteCommandError while it is at work; UnreachableError.
+        """
+        ask(self.box, verb="remove", name=self.id)
+
     def wish(self, what: str, *, on: bool = True, run: str = "") -> str:
         """Ask a training run of it to finish its step and stop or pause, or, with `on=False`, take that back.
 

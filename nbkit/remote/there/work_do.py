@@ -135,6 +135,15 @@ def stop(request: Dict[str, Any]) -> Dict[str, Any]:
     return {**about, "asked": True, "training": training}
 
 
+def remove(request: Dict[str, Any]) -> Dict[str, Any]:
+    """Delete a run that has ended, with all that it wrote and trained here."""
+    about = work.chosen(request["name"])
+    if about["state"] in ("running", "stopping"):
+        raise work.ProblemError("%s is at work" % about["id"], "nbkit stop %s --on HOST" % about["id"])
+    shutil.rmtree(about["folder"])
+    return about
+
+
 def ask(request: Dict[str, Any]) -> Dict[str, Any]:
     """Put a request (STOP, PAUSE) into a training run, or take it away."""
     about = work.chosen(request["name"])
@@ -174,7 +183,7 @@ def changed(request: Dict[str, Any]) -> Dict[str, Any]:
 def main(request: Dict[str, Any]) -> None:
     """Carry out request["verb"]."""
     os.umask(0o077)
-    verbs = {one.__name__: one for one in (look, make, drop, code, begin, every, find, stop, ask, changed)}
+    verbs = {one.__name__: one for one in (look, make, drop, code, begin, every, find, stop, remove, ask, changed)}
     try:
         answer = verbs[request["verb"]](request)
     except work.ProblemError as problem:
