@@ -19,7 +19,7 @@ PACKAGE = ROOT / "nbkit"
 # Lowest first. A room may use every floor below its own, and itself; rooms on one floor do not see each other. Only the
 # ground is one floor and one room.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("display", "errors", "atomic", "folders", "redact", "smoke"),
+    ("display", "errors", "atomic", "closing", "folders", "redact", "smoke"),
     ("hardware",),
     ("data", "ssh"),
     ("models",),

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from nbkit import atomic, folders, ssh
+from nbkit.closing import Closing
 from nbkit.display import Table
 from nbkit.errors import HostNameError, NbkitError
 from nbkit.hardware import Machine
@@ -24,7 +24,7 @@ DIAL_S = 15.0
 
 
 @dataclass
-class Box:
+class Box(Closing):
     """A host and its Python. A context manager; `close()` is idempotent.
 
     Attributes:
@@ -87,14 +87,6 @@ class Box:
 
     def close(self) -> None:
         self.session.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __str__(self) -> str:
         return str(self.table())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,11 +13,9 @@ from nbkit.errors import ModelError, RemoteCommandError, UnreachableError
 from nbkit.remote import program
 from nbkit.remote.box import Box
 from nbkit.remote.references import HubReference
-from nbkit.remote.transfer import Progress
+from nbkit.remote.transfer import Progress, told_by
 from nbkit.remote.transfer import push as send
 from nbkit.ssh.text import plain
-
-PROGRAM = "fetch_hub"
 
 
 @dataclass(frozen=True)
@@ -94,15 +91,10 @@ def push(
         "allow_pickle": allow_pickle, "plan": None,
     }  # fmt: skip
 
-    start = time.monotonic()
-
-    def tell(line: dict[str, Any]) -> None:
-        if progress and "progress" in line:
-            done, total = line["progress"]
-            progress(Progress(done, total, reference.repo, time.monotonic() - start))
+    tell = told_by(progress, reference.repo)
 
     def there(request: dict[str, Any]) -> dict[str, Any]:
-        return program.follow(box.session, program.text(PROGRAM), request, tell, python=box.python)
+        return program.follow(box.session, _program(), request, tell, python=box.python)
 
     told, downloaded = _admitted(there, request), "on the box"
     if "unreachable" in told:
@@ -119,6 +111,10 @@ def push(
         tuple(plan["left_out"]),
         downloaded,
     )
+
+
+def _program() -> str:
+    return program.bundle("hub", "fetch_hub")
 
 
 def _admitted(ask: Callable[[dict[str, Any]], dict[str, Any]], request: dict[str, Any]) -> dict[str, Any]:
@@ -158,7 +154,7 @@ def _through_here(
     Raises: UnreachableError; RemoteCommandError; ModelError.
     """
     with tempfile.TemporaryDirectory(prefix="nbkit-hub-") as scratch:
-        told = _admitted(lambda asked: program.here(program.text(PROGRAM), asked, tell), {**request, "cache": scratch})
+        told = _admitted(lambda asked: program.here(_program(), asked, tell), {**request, "cache": scratch})
         if "unreachable" in told:
             raise UnreachableError(
                 f"Neither {box.host} ({reason}) nor this machine ({plain(told['unreachable'], 200)}) reaches the hub.",

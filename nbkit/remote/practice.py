@@ -14,9 +14,9 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from nbkit.closing import Closing
 from nbkit.errors import RemoteCommandError
 from nbkit.ssh.tokens import local_user
 
@@ -33,7 +33,7 @@ rm -rf "$2"
 
 
 @dataclass
-class Practice:
+class Practice(Closing):
     """A running practice box; a context manager, `close()` is idempotent.
 
     Attributes:
@@ -57,14 +57,6 @@ class Practice:
         if self.keeper.stdin is not None:
             self.keeper.stdin.close()
         self.keeper.wait(timeout=_READY_S)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def sshd_program() -> str:

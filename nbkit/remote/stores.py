@@ -7,7 +7,6 @@ import fcntl
 import hashlib
 import importlib.util
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from nbkit.errors import MissingPackageError, RemoteCommandError, require
 from nbkit.remote import program
 from nbkit.remote.box import Box
 from nbkit.remote.references import STORES, StoreReference
-from nbkit.remote.transfer import Progress
+from nbkit.remote.transfer import Progress, told_by
 from nbkit.remote.transfer import push as send
 from nbkit.ssh.text import plain
 
@@ -77,12 +76,7 @@ def push(
     """
     package = STORES.get(reference.scheme, "")
     request = {"scheme": reference.scheme, "path": reference.path, "package": package, "into": into}
-    start = time.monotonic()
-
-    def tell(line: dict[str, Any]) -> None:
-        if progress and "progress" in line:
-            done, total = line["progress"]
-            progress(Progress(done, total, reference.name, time.monotonic() - start))
+    tell = told_by(progress, reference.name)
 
     def there(request: dict[str, Any]) -> dict[str, Any]:
         return program.follow(box.session, _program(), request, tell, python=box.python)

@@ -277,6 +277,18 @@ def _paced(progress: Callable[[Progress], None] | None, start: float) -> Callabl
     return tell
 
 
+def told_by(progress: Callable[[Progress], None] | None, name: str) -> Callable[[dict[str, Any]], None]:
+    """What gets the lines of a program that fetches: those that say how far it is go to `progress`."""
+    start = time.monotonic()
+
+    def tell(line: dict[str, Any]) -> None:
+        if progress and "progress" in line:
+            done, total = line["progress"]
+            progress(Progress(done, total, name, time.monotonic() - start))
+
+    return tell
+
+
 def _transferred(done: dict[str, Any], start: float) -> Transferred:
     """Raises: TransferError when a file did not get over."""
     failed = tuple((plain(str(name)), plain(str(why))) for name, why in done["failed"])

@@ -7,17 +7,17 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from nbkit import ssh
+from nbkit.closing import Closing
 from nbkit.errors import RemoteCommandError
 from nbkit.remote import jupyter, kernels, tunnels
 from nbkit.remote.box import Box
 from nbkit.ssh.forward import PortTakenError
 
 
-class Tunnel:
+class Tunnel(Closing):
     """An open tunnel: a context manager, `close()` is idempotent. The server on the box outlives it.
 
     Attributes:
@@ -73,14 +73,6 @@ class Tunnel:
     def close(self) -> None:
         """Close the ports here; what runs on the box goes on."""
         self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         """One line for a person."""

@@ -11,7 +11,6 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from paramiko.ssh_exception import ChannelException, SSHException
 from paramiko.transport import Transport
 
 from nbkit.ssh.known_hosts import Key
+from nbkit.ssh.pings import Pings
 from nbkit.ssh.process import ChannelProcess
 from nbkit.ssh.stream import PACKET, WINDOW, Sink, Stream
 from nbkit.ssh.text import plain
@@ -42,7 +42,7 @@ class Engine(Transport):  # type: ignore[misc]  # paramiko is not typed
         place: The host, as errors name it.
         lost: Why the connection ended; empty while it lives.
         farewell: What the server said when it hung up, harmless to print.
-        rtt_s: The shortest round trip seen; 0 before the first.
+        pings: What we ask to see that it lives, and the round trips of that.
     """
 
     # Dropped of what paramiko offers: every cbc, 3des, hmac-sha1, hmac-md5, *-96. AES-GCM is twice as fast as CTR here.
@@ -63,14 +63,12 @@ class Engine(Transport):  # type: ignore[misc]  # paramiko is not typed
         self.place = place
         self.lost = ""
         self.farewell = ""
-        self.rtt_s = 0.0
-        self._answers = 0
         self._known_types = key_types or []
         self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._opening: dict[int, tuple[Stream, Opened]] = {}
         self._streams: dict[int, Stream] = {}
-        self._pings: deque[tuple[threading.Event, float]] = deque()
-        self._ping_lock = threading.Lock()
+        self.pings = Pings(self._send_ping)
+        self._end_lock = threading.Lock()
         self._ended: list[Callable[[], None]] = []
         self.held: Stream | None = None
         self._over = threading.Event()
@@ -109,16 +107,15 @@ class Engine(Transport):  # type: ignore[misc]  # paramiko is not typed
         for stream in list(self._streams.values()):
             stream._unlink()  # noqa: SLF001 - our own class; the name is paramiko's
         self._streams.clear()
-        with self._ping_lock:
-            while self._pings:
-                self._pings.popleft()[0].set()
+        self.pings.end()
+        with self._end_lock:
             callbacks, self._ended = self._ended, []
         for callback in callbacks:
             callback()
 
     def on_end(self, callback: Callable[[], None]) -> None:
         """Call `callback` once when the connection has ended; at once if it has."""
-        with self._ping_lock:
+        with self._end_lock:
             if not self._over.is_set():
                 self._ended.append(callback)
                 return
@@ -128,7 +125,7 @@ class Engine(Transport):  # type: ignore[misc]  # paramiko is not typed
         """Start the writer and the watch; call once, after authentication."""
         threading.Thread(target=self._write, name="nbkit-ssh-writer", daemon=True).start()
         threading.Thread(target=self._watch, name="nbkit-ssh-watch", daemon=True).start()
-        self._ping(threading.Event())
+        self.pings.ask()
 
     def give_up(self, why: str) -> None:
         """End the connection without waiting for anything; idempotent."""
@@ -155,7 +152,7 @@ class Engine(Transport):  # type: ignore[misc]  # paramiko is not typed
                 self.give_up(f"no answer for {silent} s")
                 return
             if silent and silent % _PING_AFTER_S == 0:
-                self._ping(threading.Event())
+                self.pings.ask()
 
     def later(self, item: Any) -> None:
         """Have the writer send a Message, or close a Stream; never waits."""
@@ -325,40 +322,32 @@ class Engine(Transport):  # type: ignore[misc]  # paramiko is not typed
             reply.add_byte(cMSG_REQUEST_FAILURE)
             self.later(reply)
 
-    def _ping(self, event: threading.Event) -> None:
+    @property
+    def rtt_s(self) -> float:
+        """The shortest round trip seen; 0 before the first."""
+        return self.pings.rtt_s
+
+    def _send_ping(self) -> None:
         m = Message()
         m.add_byte(cMSG_GLOBAL_REQUEST)
         m.add_string("keepalive@openssh.com")
         m.add_boolean(True)
-        with self._ping_lock:  # replies carry no number: they come in the order of the requests
-            self._pings.append((event, time.perf_counter()))
-            self.later(m)
+        self.later(m)
 
     def round_trip(self, timeout_s: float) -> float:
         """Seconds until the server answered a want-reply request.
 
         Raises: TimeoutError, SSHException when the connection ended.
         """
-        event = threading.Event()
-        start = time.perf_counter()
-        self._ping(event)
-        if not event.wait(timeout_s):
-            raise TimeoutError(f"no answer within {timeout_s:.1f} s")
+        took = self.pings.round_trip(timeout_s)
         if not self.active:
             raise SSHException(self.lost)
-        return time.perf_counter() - start
+        return took
 
     def _answered(self, m: Message) -> None:
         del m
-        with self._ping_lock:
-            event, asked = self._pings.popleft() if self._pings else (threading.Event(), 0.0)
-        if asked:
-            took = time.perf_counter() - asked
-            self.rtt_s = min(self.rtt_s or took, took)
-            self._answers += 1
-            if self._answers < _FIRST_PINGS:
-                self._ping(threading.Event())
-        event.set()
+        if self.pings.answered() and self.pings.answers < _FIRST_PINGS:
+            self.pings.ask()
 
     _parse_request_success = _answered
     _parse_request_failure = _answered

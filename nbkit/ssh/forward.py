@@ -7,9 +7,9 @@ import os
 import socket
 import threading
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
+from nbkit.closing import Closing
 from nbkit.errors import NbkitError, UnreachableError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class PortTakenError(NbkitError):
     """The local port is in use by another program."""
 
 
-class Forward:
+class Forward(Closing):
     """A running forward: a context manager, `close()` is idempotent and leaves no thread and no socket.
 
     Attributes:
@@ -88,14 +88,6 @@ class Forward:
         if isinstance(self.local, str):
             with contextlib.suppress(OSError):
                 Path(self.local).unlink()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         """One line for a person."""

@@ -9,16 +9,15 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Self
 
+from nbkit.closing import Closing
 from nbkit.errors import NbkitError
 from nbkit.ssh.process import STDERR_BYTES, Bytes, ended, late, reads_no_more
 
 _BROKEN = 255  # what ssh itself ends with
 
 
-class PipeProcess:
+class PipeProcess(Closing):
     """A Process whose stdin and stdout are pipes. `lost` says why the link ended, empty while it stands."""
 
     def __init__(
@@ -128,11 +127,3 @@ class PipeProcess:
         for pipe in (self._stdin, self._stdout):
             with contextlib.suppress(OSError):
                 pipe.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

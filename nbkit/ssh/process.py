@@ -8,6 +8,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from nbkit.closing import Closing
 from nbkit.errors import NbkitError, RemoteCommandError, UnreachableError
 from nbkit.ssh.ring import Ring
 from nbkit.ssh.text import plain
@@ -96,7 +97,7 @@ def reads_no_more(host: str, command: str) -> RemoteCommandError:
     )
 
 
-class ChannelProcess:
+class ChannelProcess(Closing):
     """A Process on a channel of our own; the sink of its data."""
 
     def __init__(self, command: str, host: str, *, stderr_bytes: int = STDERR_BYTES) -> None:
@@ -231,14 +232,6 @@ class ChannelProcess:
     def close(self) -> None:
         """See Process."""
         self.stream.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _end(timeout_s: float | None) -> float | None:

@@ -9,9 +9,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
+from nbkit.closing import Closing
 from nbkit.errors import AuthenticationError, HostKeyError, NbkitError, RemoteCommandError, UnreachableError
 from nbkit.ssh.keys import Ask, Keyring, Remember
 from nbkit.ssh.process import STDERR_BYTES, Process, TooLateError, ended, late
@@ -47,7 +47,7 @@ class Result:
         return self.stdout.decode("utf-8", "replace").rstrip("\n")
 
 
-class Session:
+class Session(Closing):
     """A connection to `route.target`. A context manager; `close()` is idempotent.
 
     Attributes:
@@ -219,14 +219,6 @@ class Session:
         if supervisor is not None and supervisor is not threading.current_thread():
             supervisor.join(timeout=self._timeout_s)
         self._tell()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         """One line for a person."""

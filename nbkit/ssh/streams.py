@@ -13,9 +13,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from importlib import resources
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
+from nbkit.closing import Closing
 from nbkit.errors import NbkitError, RemoteCommandError, UnreachableError
 from nbkit.ssh import program
 from nbkit.ssh.relayed import Line, RelayStream
@@ -35,7 +35,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 _MOST_NOTES = 100
 
 
-class Streams:
+class Streams(Closing):
     """Streams over one session. A context manager; `close()` is idempotent and ends them all.
 
     Attributes:
@@ -256,14 +256,6 @@ class Streams:
             self._line.end("closed here")
         for stream in self.mux.drop_all():
             stream.gone()  # type: ignore[attr-defined]  # as above
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def relays(

@@ -17,7 +17,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from paramiko.ssh_exception import ChannelException, SSHException
 
 from nbkit.errors import AuthenticationError, HostKeyError, NbkitError, UnreachableError
 from nbkit.ssh.keys import Ask
+from nbkit.ssh.pings import Pings
 from nbkit.ssh.pipes import PipeProcess
 from nbkit.ssh.route import Route
 from nbkit.ssh.sockets import Relay, SocketStream
@@ -64,10 +64,10 @@ class SystemEngine:
 
     def __init__(self, route: Route, ask: Ask | None, timeout_s: float) -> None:
         self.route = route
-        self.active, self.lost, self.rtt_s = True, "", 0.0
+        self.active, self.lost = True, ""
         self._folder = Path(tempfile.mkdtemp(prefix="nbkit-ssh-"))  # 0700
         self._log = self._folder / "log"
-        self._pings: deque[tuple[threading.Event, float]] = deque()
+        self.pings = Pings(self._send_ping)
         self._lock = threading.Lock()
         self._ended: list[Callable[[], None]] = []
         self._forwards: dict[int | str, Path] = {}
@@ -153,14 +153,14 @@ class SystemEngine:
                     break
                 silent = 0
                 for _ in echo:
-                    self._answered()
+                    self.pings.answered()
             else:
                 silent += 1
                 if silent >= _DEAD_AFTER_S:
                     why = f"no answer for {silent} s"
                 elif silent % _PING_AFTER_S == 0:
                     with contextlib.suppress(SSHException):
-                        self._ping(threading.Event())
+                        self.pings.ask()
         self.lost = self.lost or why
         self.active = False
         self._held.kill()
@@ -169,10 +169,9 @@ class SystemEngine:
             self._asked_master("-O", "cancel", "-L", f"{path}:{_spec(path, self._forwards)}")
         self._end_master()
         self._relay.stop()
+        self.pings.end()
         with self._lock:
             callbacks, self._ended = self._ended, []
-            while self._pings:
-                self._pings.popleft()[0].set()
         for callback in callbacks:
             callback()
 
@@ -204,36 +203,22 @@ class SystemEngine:
             self.give_up(_last(self.said) or "ssh has ended")
         return self.lost
 
-    def _ping(self, event: threading.Event) -> None:
+    def _send_ping(self) -> None:
         assert self._held.stdin
-        with self._lock:
-            self._pings.append((event, time.perf_counter()))
-            try:
-                self._held.stdin.write(b".")
-            except OSError as error:
-                raise SSHException(self.lost or "ssh has ended") from error
-
-    def _answered(self) -> None:
-        with self._lock:
-            event, asked = self._pings.popleft() if self._pings else (threading.Event(), 0.0)
-        if asked:
-            took = time.perf_counter() - asked
-            self.rtt_s = min(self.rtt_s or took, took)
-        event.set()
+        try:
+            self._held.stdin.write(b".")
+        except OSError as error:
+            raise SSHException(self.lost or "ssh has ended") from error
 
     def round_trip(self, timeout_s: float) -> float:
         """Seconds until a byte came back from the held command.
 
         Raises: TimeoutError, SSHException when the connection ended.
         """
-        event = threading.Event()
-        start = time.perf_counter()
-        self._ping(event)
-        if not event.wait(timeout_s):
-            raise TimeoutError(f"no answer within {timeout_s:.1f} s")
+        took = self.pings.round_trip(timeout_s)
         if not self.active:
             raise SSHException(self.lost)
-        return time.perf_counter() - start
+        return took
 
     def facts(self) -> dict[str, Any]:
         """What is known of the connection; ciphers and keys are ssh's own business."""
