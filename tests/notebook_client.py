@@ -39,8 +39,8 @@ class Client:
 class Kernel:
     """A kernel of the server, with its websocket open."""
 
-    def __init__(self, client: Client, kernel_id: str) -> None:
-        self.client, self.id, self.session = client, kernel_id, uuid.uuid4().hex
+    def __init__(self, client: Client, kernel_id: str, *, session: str = "") -> None:
+        self.client, self.id, self.session = client, kernel_id, session or uuid.uuid4().hex
         address = client.base.replace("http", "ws", 1)
         self.socket = websocket.create_connection(
             f"{address}/api/kernels/{kernel_id}/channels?session_id={self.session}",

@@ -71,6 +71,13 @@ MUTATIONS = (
         "    this.heard = Date.now();\n",
         "    this.heard = Date.now();\n    (this.kept ||= []).push(Array.from({length: 300}, Math.random));\n",
     ),
+    Mutation(
+        "test_kernel.py::test_nothing_is_lost_in_the_page",
+        "the relay under a kernel",
+        "nbkit/remote/provisioner.py",
+        "carrier = self._carrier(self._box)",
+        "carrier = self._box.session",
+    ),
     Mutation("test_live.py::test_draws_curves_and_facts", "drawing", _JS, "if (this.seen) this.draw();"),
     Mutation(
         "test_live.py::test_hover_reads_a_step",
