@@ -130,6 +130,13 @@ class TestNotebook:
         assert f"{run.id}: training, step 40 of 60, loss 0." in notebook_program.headline(str(run.path))
         assert "" == notebook_program.headline("")
 
+    def test_a_widget_is_not_told(self):
+        """The text of a widget is how it began, a bar at 0 %: it is left out of the log; other outputs are in it."""
+        shown = {"text/plain": "  0%| | 0/9", "application/vnd.jupyter.widget-view+json": {}}
+        for data, expected in ((shown, ""), ({"text/plain": "42"}, "42\n"), ({"image/png": ""}, "")):
+            message = {"msg_type": "display_data", "content": {"data": data}}
+            assert expected == notebook_program.spoken(message)
+
     def test_no_nbclient_there(self, server, box, tmp_path):
         """It is said what is missing and how to install it; nothing is sent."""
         before = len(work.works(box))

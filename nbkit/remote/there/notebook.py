@@ -20,6 +20,7 @@ from queue import Empty
 from typing import Any, Dict, Optional
 
 KERNEL = "nbkit-run"
+VIEW = "application/vnd.jupyter.widget-view+json"  # its text is how it began: a bar at 0 %
 EVERY_S, DRAIN_S, TELL_S = 3.0, 0.5, 10.0
 LAST_S = 25.0  # for a training run that was asked to stop; supervise.py kills after 30
 _ACTIVE = ("waiting", "training", "evaluating", "paused", "stalled")
@@ -63,7 +64,7 @@ def spoken(message: Dict[str, Any]) -> str:
         return str(content["text"])
     if kind == "error":
         return "\n".join(content["traceback"]) + "\n"
-    if kind in ("execute_result", "display_data"):
+    if kind in ("execute_result", "display_data") and VIEW not in content["data"]:
         plain = content["data"].get("text/plain", "")
         return str(plain).rstrip("\n") + "\n" if plain else ""
     return ""
