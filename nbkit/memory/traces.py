@@ -135,6 +135,7 @@ class _Curve:
         import numpy as np
 
         self._lengths, self._traces = lengths, traces
+        self._keys = [key for key, _ in (*traces[0].first, *traces[0].steady)]
         self._sizes = np.array([[size for _, size in (*one.first, *one.steady)] for one in traces], dtype=float)
 
     def at(self, tokens: int) -> Trace:
@@ -145,8 +146,7 @@ class _Curve:
         shares = [math.prod((tokens - other) / (own - other) for other in lengths if other != own) for own in lengths]
         sizes = np.rint(np.array(shares) @ self._sizes).astype(int)
         found = np.where(self._sizes[0] > 0, np.maximum(sizes, 1), 0).tolist()
-        keys = [key for key, _ in (*pattern.first, *pattern.steady)]
-        events = tuple(zip(keys, found, strict=True))
+        events = tuple(zip(self._keys, found, strict=True))
         seen = round(sum(share * one.tokens for share, one in zip(shares, self._traces, strict=True)))
         begun = len(pattern.first)
         return replace(pattern, first=events[:begun], steady=events[begun:], tokens=seen)
