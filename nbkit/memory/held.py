@@ -9,7 +9,8 @@ from nbkit.memory.step import Job
 from nbkit.memory.trace import Trace
 
 GIB = 2**30
-# Replays of fixed lengths gave 5 % (Qwen-7B) to 9 % (3B without checkpointing), of varying ones 9 to 10 % in random order.
+# Replays of fixed lengths gave 5 % (Qwen-7B) to 9 % (3B without checkpointing). Of varying ones TRL's head in tiles gave 4 %, a
+# program that holds its logits 5 to 71 %, by luck and by their share (docs/log.md): without a trace it is not known.
 FIXED_SHARE, VARYING_SHARE = 0.05, 0.10
 
 
