@@ -262,6 +262,23 @@ class TestFlow:
         assert content == pair.client.all[1].got
         assert (0, "") == (spool.held, spool.full)
 
+    def test_a_disk_that_loses_what_it_held(self, tmp_path):
+        """The stream ends, with the reason; what came before it was delivered; nothing is passed off as the whole."""
+        spool = Spool(str(tmp_path), 3 << 20)
+        pair = Pair(spool)
+        pair.open(keep=True)
+        pair.settle()
+        there, here = pair.relay.all[1], pair.client.all[1]
+        pair.relay.mux.lost()
+        while pair.relay.mux.write(there, os.urandom(100_000)):
+            pass
+        os.ftruncate(spool._last.handle, 1 << 20)
+        pair.begin()
+        pair.settle()
+        (reason,) = here.stops
+        assert "what was kept cannot be read again: the spool has lost" in reason
+        assert 1_000_000 < len(here.got) < there.passed_on + 3_500_000
+
     def test_what_the_other_end_may_not_say(self):
         """More than was allowed, a gap, an acknowledgement of what was never sent, and noise: the line is given up."""
         for wrong in (

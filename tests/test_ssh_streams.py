@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -329,6 +330,33 @@ class TestRelay:
                 == note
             )
 
+    def test_one_that_hangs_is_waited_for(self, box, folder, echo, monkeypatch):
+        """A relay that is stopped is not replaced: its streams go on with it; meanwhile it is said that it does not answer."""
+        from nbkit.ssh import streams as module
+
+        text = module._text
+        monkeypatch.setattr(module, "_DEAD_S", 2)
+        monkeypatch.setattr(module, "_GREET_S", 1.0)
+        monkeypatch.setattr(module, "_text", lambda name: text(name).replace("ANSWER_S = 20.0", "ANSWER_S = 1.0"))
+        with (
+            connect("box", config=box.config, ask=None) as session,
+            Streams(session, folder=str(folder)) as streams,
+            forward(streams, echo) as fwd,
+            socket.create_connection(("127.0.0.1", fwd.local_port), timeout=WAIT_S) as line,
+        ):
+            line.sendall(b"x")
+            assert b"x" == line.recv(1)
+            pid = ask(relay_of(folder), "look")["pid"]
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                line.sendall(b"patience")
+                until(lambda: streams.notes, "nothing is said")
+                assert "does not answer within 1 s" in streams.notes[0]
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            assert b"patience" == line.recv(100)
+            assert 1 == len(streams.notes)
+
     def test_a_restart_of_the_box_is_called_so(self, box, folder, echo):
         """A relay of another boot does not know us, and the note says why."""
         with (
@@ -478,13 +506,33 @@ class TestSpool:
             assert f"{disk}: No space left on device" in streams.notes[0]
 
 
+class TestEnd:
+    def test_with_its_session(self, box, folder, echo):
+        """A session that is closed ends the streams on it, and leaves no thread at work."""
+        with connect("box", config=box.config, ask=None) as session:
+            streams = Streams(session, folder=str(folder))
+            with forward(streams, echo) as fwd:
+                line = socket.create_connection(("127.0.0.1", fwd.local_port), timeout=WAIT_S)
+                line.sendall(b"x")
+                assert b"x" == line.recv(1)
+                session.close()
+                with line:
+                    assert b"" == line.recv(1)
+                until(lambda: not fwd.alive, "the forward goes on")
+            until(lambda: not any("nbkit-ssh-streams" in name for name in ours()), "a thread is left")
+            with pytest.raises(UnreachableError, match="was closed"):
+                streams.reach(echo, lambda _: None, None)  # type: ignore[arg-type]
+            streams.close()
+            streams.close()
+
+
 class TestRefusals:
     def test_no_python_there(self, session, folder):
         """Is said, with what to do; so is one that is too old."""
         with pytest.raises(RemoteCommandError, match="has no Python at '/no/such/python'"):
             Streams(session, folder=str(folder), python="/no/such/python")
         old = folder / "old"
-        old.write_text('#!/bin/sh\nread -r text\nprintf \'{"error": "Python 3.6 is too old"}\'\n')
+        old.write_text('#!/bin/sh\ncat >/dev/null\nprintf \'{"error": "Python 3.6 is too old"}\'\n')
         old.chmod(0o700)
         with pytest.raises(RemoteCommandError, match="too old"):
             Streams(session, folder=str(folder), python=str(old))

@@ -134,3 +134,10 @@ class TestLogin:
         with pytest.raises(AuthenticationError, match="Permission denied") as caught:
             connect("box", config=config, ask=None, engine="ssh")
         assert (4, True) == (caught.value.exit_code, "ssh-copy-id box" in caught.value.hint)
+
+
+class TestCommands:
+    def test_each_output_comes_to_its_own_reader(self, box):
+        """One command after another, each fed and waited for: none's output is read by what waited for the one before."""
+        with connect("box", config=box.config, ask=None, engine="ssh") as session:
+            assert ["said"] * 40 == [session.run("printf said", input=b"x" * 1000).text for _ in range(40)]

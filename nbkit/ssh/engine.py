@@ -100,6 +100,7 @@ class Engine(Transport):  # type: ignore[misc]  # paramiko is not typed
         self._over.set()
         with contextlib.suppress(Exception):
             self.packetizer.close()
+        self.packetizer.release()
         self._outbox.put(None)
         for stream, opened in list(self._opening.values()):
             self._opening.pop(stream.chanid, None)

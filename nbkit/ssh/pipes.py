@@ -15,6 +15,7 @@ from nbkit.errors import NbkitError
 from nbkit.ssh.process import STDERR_BYTES, Bytes, ended, late, reads_no_more
 
 _BROKEN = 255  # what ssh itself ends with
+_LOOK_S = 0.05
 
 
 class PipeProcess(Closing):
@@ -34,6 +35,7 @@ class PipeProcess(Closing):
         )
         self._errors, self._errors_most = bytearray(), stderr_bytes
         self._lock = threading.Lock()
+        self._over = False  # its output has ended
         pipes = (self._child.stdin, self._child.stdout, self._child.stderr)
         self._stdin, self._stdout, self._stderr = (pipe for pipe in pipes if pipe is not None)
         os.set_blocking(self._stdin.fileno(), False)
@@ -73,6 +75,7 @@ class PipeProcess(Closing):
         if not select.select([self._stdout], [], [], timeout_s)[0]:
             raise late(self._host, self.command, "said nothing", timeout_s or 0)
         got = os.readv(self._stdout.fileno(), [buffer])
+        self._over = not got and len(buffer) > 0
         if not got and len(buffer) and (broken := self._broken()):
             raise broken
         return got
@@ -94,20 +97,21 @@ class PipeProcess(Closing):
 
     def wait(self, timeout_s: float | None = None) -> int:
         """See Process."""
-        drain = threading.Thread(target=self._drain, name="nbkit-ssh-drain", daemon=True)
-        drain.start()
+        end = None if timeout_s is None else time.monotonic() + timeout_s
         try:
-            status = self._child.wait(timeout_s)
+            # Not by a thread: one that still reads when the pipe is closed reads what comes by the next of that number.
+            while not self._over and self._child.poll() is None:
+                left = _LOOK_S if end is None else end - time.monotonic()
+                if left <= 0:
+                    raise late(self._host, self.command, "did not end", timeout_s or 0)
+                if select.select([self._stdout], [], [], min(left, _LOOK_S))[0]:
+                    self._over = not os.read(self._stdout.fileno(), 65536)
+            status = self._child.wait(None if end is None else max(0.0, end - time.monotonic()))
         except subprocess.TimeoutExpired:
             raise late(self._host, self.command, "did not end", timeout_s or 0) from None
         if broken := self._broken():
             raise broken
         return status
-
-    def _drain(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            while self._stdout.read(65536):
-                pass
 
     def _broken(self) -> NbkitError | None:
         """Why the output ended, unless the command ended it: ssh ends with 255 when its master is gone."""

@@ -198,6 +198,11 @@ class Session(Closing):
         del keep
         return self.engine.reach(remote, opened, sink)
 
+    @property
+    def closed(self) -> bool:
+        """True once `close` was called."""
+        return self._closed.is_set()
+
     def wait(self, timeout_s: float) -> bool:
         """Wait until the connection stands; False when it does not within `timeout_s`, or never will."""
         with self._state:

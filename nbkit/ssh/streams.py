@@ -147,15 +147,20 @@ class Streams(Closing):
     def _run(self) -> None:
         pause, ticked = _FIRST_PAUSE_S, time.monotonic()
         while not self._closed:
-            if self.session.error is not None:
-                self._end(self.session.error)
+            if self.session.error is not None or self.session.closed:
+                closed = UnreachableError(
+                    f"The connection to {self.session.route.target} was closed.", hint="connect again"
+                )
+                self._end(self.session.error or closed)
                 return
             if self._line is None or self._line.over:
                 if not self.session.wait(0.5):
                     continue
                 try:
                     self._attach()
-                except NbkitError:
+                except NbkitError as error:
+                    if isinstance(error, RemoteCommandError) and error.message not in self.notes[-1:]:
+                        self._noted(error.message)  # it will not mend itself
                     self._awake.wait(pause)
                     self._awake.clear()
                     pause = min(2 * pause, _LONGEST_PAUSE_S)

@@ -325,6 +325,14 @@ class Wire(Packetizer):  # type: ignore[misc]  # paramiko is not typed
             except OSError as error:
                 raise EOFError from error
 
+    def release(self) -> None:
+        """Let go of the buffers, once nobody reads any more: what is left of a connection may be held for a while."""
+        self._at = self._end = 0
+        self._view = self._plain_view = memoryview(b"")
+        self._buffer, self._plain = bytearray(), bytearray()
+        with self._seal_lock:
+            self._sealed = bytearray()
+
     def close(self) -> None:
         """Close the socket; wakes whoever reads or writes it (close alone does not)."""
         sock = self._socket

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
+import gc
 import hashlib
 import os
 import random
@@ -51,7 +53,7 @@ class Tally:
     noticed_s: list[float] = field(default_factory=list)
     reconnects: int = 0
     took_s: float = 0.0
-    here: list[dict[str, int]] = field(default_factory=list)  # after the first transfers, and at the end
+    here: list[dict[str, int]] = field(default_factory=list)  # after some faults, and at the end
     there: list[dict[str, int]] = field(default_factory=list)
 
     def ready(self, share: float) -> float:
@@ -246,7 +248,11 @@ class Faults:
 
 
 def sizes(pid: int) -> dict[str, int]:
-    """Threads, descriptors and MiB of a process."""
+    """Threads, descriptors and MiB of a process; of this one, without what only waits to be collected."""
+    if pid == os.getpid():
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
     status = Path(f"/proc/{pid}/status").read_text()
     values = {line.split(":")[0]: line.split()[1] for line in status.splitlines() if len(line.split()) > 1}
     return {
@@ -293,15 +299,16 @@ def run(folder: Path, *, seed: int, cuts: int, stalls: int, seconds: float, engi
             forward(streams, target) as fwd:  # fmt: skip
         (path,) = place.glob("relay-*.sock")
         pid = start.ask(str(path), {"do": "look"})["pid"]
-        soak = Soak(fwd, tally, seed)
-        for way in ("up", "down", "up", "down"):
-            soak.transfer(way, seed)
+        warm = Tally()
+        with Soak(fwd, warm, seed + 1).running():
+            Faults(streams, fault, warm, seed + 1).all(1 + cuts // 10, 0, time.monotonic() + seconds / 10)
+        tally.wrong, tally.broken = warm.wrong, warm.broken
         settled(streams)
         tally.here, tally.there = [sizes(os.getpid())], [sizes(pid)]
-        began = time.monotonic()
-        with soak.running():
+        began, before = time.monotonic(), streams.reconnects
+        with Soak(fwd, tally, seed).running():
             Faults(streams, fault, tally, seed).all(cuts, stalls, began + seconds)
-        tally.took_s, tally.reconnects = time.monotonic() - began, streams.reconnects
+        tally.took_s, tally.reconnects = time.monotonic() - began, streams.reconnects - before
         settled(streams)
         tally.here.append(sizes(os.getpid()))
         tally.there.append(sizes(pid))

@@ -24,12 +24,17 @@ class Endpoint(Stream):
     def __init__(self, mux: Mux, relay: Any, request: Dict[str, Any]) -> None:
         super().__init__(keep=bool(request.get("keep")))
         self.mux, self.relay, self.to = mux, relay, request["to"]
-        self.sock = socket.socket(socket.AF_UNIX if isinstance(self.to, str) else socket.AF_INET)
-        self.sock.setblocking(False)
+        self.sock: Any = None
         self.open = self.silent = self.deaf = self.finished = False  # it sends no more; it reads no more; they are done
         self.kept: Deque[Any] = deque()
 
     def on_open(self) -> None:
+        try:
+            self.sock = socket.socket(socket.AF_UNIX if isinstance(self.to, str) else socket.AF_INET)
+        except OSError as error:  # no descriptors left
+            self.fail(str(error.strerror))
+            return
+        self.sock.setblocking(False)
         self.connect()
 
     def connect(self) -> None:
@@ -107,7 +112,7 @@ class Endpoint(Stream):
 
     def send(self, view: memoryview) -> int:
         try:
-            return self.sock.send(view)
+            return int(self.sock.send(view))
         except BlockingIOError:
             return 0
         except OSError:
@@ -128,7 +133,7 @@ class Endpoint(Stream):
 
     def settle(self) -> None:
         """Write what waits, end what has ended, and wait for what is left."""
-        if not self.open or self.sock.fileno() < 0:
+        if not self.open or self.sock is None or self.sock.fileno() < 0:
             return
         while self.kept:
             done = self.send(self.kept[0])

@@ -135,8 +135,9 @@ class Stream:
         self.end = self.sent
 
     def _load(self, parked: Any, spool: Any) -> Any:
-        self.memory += len(parked)
-        return spool.load(parked)
+        data = spool.load(parked)
+        self.memory += len(data)
+        return data
 
     # -- receiving
 

@@ -93,16 +93,27 @@ class Mux:
                 if not stream.sendable:
                     continue
                 if stream.sent < stream.end:
-                    before, at = stream.memory, stream.sent
-                    view = stream.next(self._spool)
-                    self.held += stream.memory - before
-                    size += len(view)
-                    out += (f.HEAD.pack(f.DATA, stream.number, at, len(view)), view)
+                    size += self._take(stream, out)
                 else:
                     stream.fin_sent = True
                     out.append(f.frame(f.FIN, stream.number, stream.end))
                 self._enqueue(stream)
             return out
+
+    def _take(self, stream: Stream, out: List[Any]) -> int:
+        """Put the next chunk of a stream into `out`; returns its size."""
+        before, at = stream.memory, stream.sent
+        try:
+            view = stream.next(self._spool)
+        except OSError as error:  # the disk has lost what it held: the stream cannot go on, and that is said
+            stream.stop = ("what was kept cannot be read again: %s" % error).encode()
+            out.append(f.frame(f.STOP, stream.number, 0, stream.stop))
+            stream.cut_short(self._spool)
+            view = memoryview(b"")
+        else:
+            out += (f.HEAD.pack(f.DATA, stream.number, at, len(view)), view)
+        self.held += stream.memory - before
+        return len(view)
 
     def _enqueue(self, stream: Stream) -> None:
         if self.ready and not stream.queued and stream.sendable and stream.number in self.streams:

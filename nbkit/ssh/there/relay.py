@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import platform
+import resource
 import selectors
 import socket
 import time
@@ -23,6 +24,7 @@ IDLE_S = 900.0  # without a session; then it ends
 KEEP_S = 24 * 3600.0  # a client may be away so long
 DISK = 1 << 30  # bytes of the spool
 _TICK_S = 1.0
+_SAY_AGAIN_S = 60.0
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 _MOST_BUFFERS = 64  # of one system call
 
@@ -164,7 +166,8 @@ class Relay:
         self.later: List[Any] = []  # (when, endpoint that connects again)
         self.buffer = memoryview(bytearray(f.CHUNK))
         self.idle_since = time.monotonic()
-        self.retired = self.over = self.said_full = False
+        self.retired = self.over = False
+        self.refused, self.said_full = 0, -_SAY_AGAIN_S
         self.inode = os.stat(self.path).st_ino
         self.poll = selectors.DefaultSelector()
         listener.setblocking(False)
@@ -183,9 +186,9 @@ class Relay:
         elif key.events != events:
             self.poll.modify(sock, events, call)
 
-    def forget(self, sock: socket.socket) -> None:
+    def forget(self, sock: Optional[socket.socket]) -> None:
         """Close a socket; idempotent."""
-        if sock.fileno() >= 0:
+        if sock is not None and sock.fileno() >= 0:
             self.watch(sock, 0, None)
             sock.close()
 
@@ -208,6 +211,7 @@ class Relay:
             if now - ticked >= _TICK_S:
                 ticked = now
                 self.tick(now)
+            self.tell_if_full(now)
             for line in list(self.lines):
                 if line.session is not None and not line.out and line.session.mux.waits():
                     line.flush()
@@ -229,23 +233,22 @@ class Relay:
             if session.line is None and now - session.since > self.keep_s:
                 self.expired.add(session.name)
                 session.end()
-        self.tell_if_full()
         if not self.lines and not self.in_place():
             self.over = True  # nobody can find us any more
         elif not self.sessions:
             self.over = self.retired or now - self.idle_since > self.idle_s
 
-    def tell_if_full(self) -> None:
-        """Say once that what runs here is held up because nothing more can be kept."""
-        full = self.spool.full
-        if full and not self.said_full:
-            for session in self.sessions.values():
-                if any(stream.keep for stream in session.mux.streams.values()):
-                    session.mux.note(
-                        "%s keeps %d MiB of output for you and takes no more (%s): what prints there is held up until that"
-                        " has been sent; nothing is lost." % (platform.node(), self.spool.held >> 20, full)
-                    )
-        self.said_full = bool(full)
+    def tell_if_full(self, now: float) -> None:
+        """Say, now and then, that what runs here is held up because nothing more can be kept."""
+        if self.spool.refused == self.refused or now < self.said_full + _SAY_AGAIN_S:
+            return
+        self.refused, self.said_full = self.spool.refused, now
+        for session in self.sessions.values():
+            if any(stream.keep for stream in session.mux.streams.values()):
+                session.mux.note(
+                    "%s keeps %d MiB of output for you and takes no more (%s): what prints there is held up until that"
+                    " has been sent; nothing is lost." % (platform.node(), self.spool.held >> 20, self.spool.why)
+                )
 
     def facts(self) -> Dict[str, Any]:
         return {"protocol": f.PROTOCOL, "pid": os.getpid(), "python": platform.python_version(), "boot": boot()}
@@ -256,13 +259,14 @@ class Relay:
             self.over = True
         elif question["do"] == "retire":
             self.retired = True
+        files = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
         sessions = [
             {"away": s.line is None, "streams": len(s.mux.streams), "held": s.mux.held} for s in self.sessions.values()
         ]
         return {
             "sessions": sessions,
             "spooled": self.spool.held,
-            "files": len(os.listdir("/proc/self/fd")),
+            "files": files,
             **self.facts(),
         }
 
@@ -277,4 +281,7 @@ def boot() -> str:
 def serve(listener: socket.socket, limits: Dict[str, Any]) -> None:
     """Run a relay on a socket that listens."""
     os.umask(0o077)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     Relay(listener, limits).run()

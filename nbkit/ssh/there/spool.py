@@ -37,12 +37,14 @@ class Spool:
     Attributes:
         held: Bytes that stand in them.
         full: Why nothing more goes in; empty while there is room.
+        refused: How often it was full so far; `why`, the last time.
     """
 
     def __init__(self, folder: str, most: int) -> None:
         self.folder, self.most = folder, most
         self.held = 0
-        self.full = ""
+        self.full = self.why = ""
+        self.refused = 0
         self._since = 0.0
         self._last: Any = None
         self._lock = threading.Lock()
@@ -68,7 +70,9 @@ class Spool:
             return Parked(segment, at, len(view))
 
     def _no(self, why: str) -> None:
-        self.full, self._since = why, time.monotonic()
+        self.full = self.why = why
+        self.refused += 1
+        self._since = time.monotonic()
 
     def takes(self) -> bool:
         """Whether it is worth a try."""

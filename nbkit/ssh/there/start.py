@@ -21,6 +21,7 @@ import sys
 from typing import Any
 
 PACKAGE = "nbkit.ssh.there"
+ANSWER_S = 20.0
 LONGEST = 107  # bytes of a Unix socket's path
 _HEAD = struct.Struct(">BIQI")  # of frames.py, which is only loaded where a relay is started
 _WELCOME, _ASK = 2, 13
@@ -36,6 +37,10 @@ for name, text in given["texts"].items():
     exec(compile(text, "nbkit-" + name, "exec"), module.__dict__)
 module.serve(socket.socket(fileno=int(sys.argv[2])), given["limits"])
 """
+
+
+class BusyError(Exception):
+    """A relay that is there and says nothing."""
 
 
 def private(path: str) -> str:
@@ -61,17 +66,22 @@ def place(name: str) -> str:
     return private(os.path.join("/tmp", "nbkit-%d-%s" % (os.geteuid(), short)))  # noqa: S108 - ours, or refused
 
 
-def ask(path: str, question: dict[str, Any]) -> Any:
-    """What the relay at `path` answers; None where there is none."""
+def ask(path: str, question: dict[str, Any], wait_s: float = ANSWER_S) -> Any:
+    """What the relay at `path` answers; None where there is none.
+
+    Raises: BusyError when there is one that does not answer in time: it has streams, perhaps, and is not to be replaced.
+    """
     try:
         with socket.socket(socket.AF_UNIX) as line:
-            line.settimeout(5)
+            line.settimeout(wait_s)
             line.connect(path)
             body = json.dumps(question).encode()
             line.sendall(_HEAD.pack(_ASK, 0, 0, len(body)) + body)
             with line.makefile("rb") as answer:
                 kind, _, _, size = _HEAD.unpack(answer.read(_HEAD.size))
                 return json.loads(answer.read(size).decode()) if kind == _WELCOME else None
+    except socket.timeout:
+        raise BusyError("the relay at %s does not answer within %.0f s" % (path, wait_s)) from None
     except (OSError, ValueError, struct.error):
         return None
 
@@ -100,7 +110,10 @@ def ask_all(folder: str, do: str, but: str = "") -> list[dict[str, Any]]:
     for name in sorted(os.listdir(folder)):
         if name.startswith("relay-") and name.endswith(".sock") and name != but:
             path = os.path.join(folder, name)
-            answer = ask(path, {"do": do})
+            try:
+                answer = ask(path, {"do": do}, 5.0)
+            except BusyError:
+                continue
             if answer is not None:
                 answers.append(answer)
             else:
@@ -129,5 +142,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
 if __name__ == "__main__":
     try:
         print(json.dumps(main(globals()["REQUEST"])))
+    except BusyError as problem:
+        print(json.dumps({"error": str(problem), "hint": "if it hangs, end it there: pkill -f nbkit-relay"}))
     except OSError as problem:
         print(json.dumps({"error": "the relay cannot be started: %s" % problem, "hint": "look at ~/.nbkit/run there"}))
