@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -91,6 +93,23 @@ class TestNotebook:
         assert ended.failed_cell.startswith("cell 2 (import os, signal;")
         assert "the kernel died" in ended.failed_cell
         assert "1\n" == outputs(ended.pull_notebook(tmp_path / "back"))[0]
+
+    def test_executor_that_is_killed(self, box, tmp_path):
+        """Its kernel ends with it, the folder of its sockets goes, and the file has the cells that were done."""
+        found = work.begin(box, written(tmp_path, "print(1)", "import time; time.sleep(600)"))
+        until(lambda: (found.again().about["progress"] or {}).get("cell") == 2)
+        folder = Path(found.about["folder"])
+        place = Path((folder / "place").read_text())
+        assert (place / "k.json").exists()
+        killed = [
+            pid for pid in there.marked(str(folder)) if b"notebook.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+        os.kill(killed[0], signal.SIGKILL)
+        ended, _ = finished(found)
+        assert ("failed", 137) == (ended.state, ended.exit_code)
+        until(lambda: not there.marked(str(folder)))
+        assert not place.exists()
+        assert "1\n" == outputs(folder / "files/a.ipynb")[0]
 
     def test_the_file_grows_cell_by_cell(self, box, tmp_path):
         """While a cell is at work the file there has the cells before it, and `progress` says where it is."""

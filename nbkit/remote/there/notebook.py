@@ -237,6 +237,7 @@ def main(folder: str, name: str) -> int:
     """Execute; 0 when every cell ran, 1 when one failed, 143 when it was asked to stop."""
     os.umask(0o077)
     place = tempfile.mkdtemp(prefix="nbkit-")  # short, as a socket's path must be, and 0700
+    put(os.path.join(folder, "place"), place)  # removed by the watcher, where this process is killed
     try:
         kernel = os.path.join(place, "kernels", KERNEL)
         os.makedirs(kernel)

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -103,6 +105,19 @@ class Watch:
                 os.kill(pid, number)
 
 
+def _tidy(folder: str) -> None:
+    """Remove the sockets' folder of a notebook whose process was killed before it could."""
+    with contextlib.suppress(OSError), open(os.path.join(folder, "place")) as file:
+        place = file.read()
+        about = os.lstat(place)
+        if (
+            stat.S_ISDIR(about.st_mode)
+            and about.st_uid == os.geteuid()
+            and os.path.basename(place).startswith("nbkit-")
+        ):
+            shutil.rmtree(place, ignore_errors=True)
+
+
 def main(folder: str) -> None:
     """Watch until the end."""
     os.umask(0o077)
@@ -118,6 +133,7 @@ def main(folder: str) -> None:
         code, said = 126, "%s: %s" % (error.filename, error.strerror)
         with open(os.path.join(folder, "log"), "a") as log:
             log.write(said + "\n")
+    _tidy(folder)
     told = work.read_json(os.path.join(folder, "result.json")) or {}
     end = {"exit": code, "began": began, "ended": time.time(), "asked": bool(watch and watch.asked), **told}
     work.write_json(os.path.join(folder, "end.json"), end)

@@ -8,6 +8,7 @@
     runs/          NBKIT_RUNS: its training runs
     sent.json      size and time of what was sent, to tell it from what was written
     progress.json  of a notebook: the cell that is at work
+    place          of a notebook: the folder of its kernel's sockets
     stop.json      somebody asked it to end
     end.json       how it ended
 """
