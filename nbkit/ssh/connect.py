@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 DIAL_S = 15.0  # name and TCP
 HELLO_S = 15.0  # version banner, and again key exchange
 LOGIN_S = 30.0  # each answer while logging in
-CHANNEL_S = 20.0
 
 
 def connect(
@@ -193,22 +192,26 @@ def _greet(route: Route, hop: Hop, before: list[Engine], timeout_s: float) -> tu
 def _hold_nodelay(engine: Engine) -> None:
     """Keep one idle command running: sshd before 10.1 sends small packets at once only while a session runs.
 
-    Without it 4 KiB answers wait up to 45 ms for an acknowledgement. A server that runs no commands is left alone.
+    Without it 4 KiB answers wait up to 45 ms for an acknowledgement. A server that runs no commands is left alone; nobody
+    waits for its answer.
     """
     from paramiko.message import Message
-    from paramiko.ssh_exception import SSHException
 
-    with contextlib.suppress(SSHException, TimeoutError, OSError, EOFError):
-        stream = engine.open_wait("session", timeout_s=CHANNEL_S)
-        stream.in_buffer.set_event(threading.Event())
-        m = Message()
-        m.add_byte(b"\x62")  # SSH_MSG_CHANNEL_REQUEST
-        m.add_int(stream.remote_chanid)
-        m.add_string("exec")
-        m.add_boolean(False)
-        m.add_string("exec cat")
-        engine.send(m)
-        engine.held = stream
+    from nbkit.ssh.process import ChannelProcess
+
+    idle = ChannelProcess("exec cat", engine.place)
+
+    def opened(error: Exception | None) -> None:
+        if error is None:
+            m = Message()
+            m.add_byte(b"\x62")  # SSH_MSG_CHANNEL_REQUEST
+            m.add_int(idle.stream.remote_chanid)
+            m.add_string("exec")
+            m.add_boolean(False)
+            m.add_string(idle.command)
+            engine.later(m)
+
+    engine.held = engine.open_stream("session", b"", opened, idle)
 
 
 def _dial(hop: Hop, before: list[Engine], timeout_s: float) -> tuple[Any, str, Any]:

@@ -22,7 +22,7 @@ from paramiko.transport import Transport
 from nbkit.ssh.known_hosts import Key
 from nbkit.ssh.pings import Pings
 from nbkit.ssh.process import ChannelProcess
-from nbkit.ssh.stream import PACKET, WINDOW, Sink, Stream
+from nbkit.ssh.stream import PACKET, WINDOW, Sink, Stream, first_window
 from nbkit.ssh.text import plain
 from nbkit.ssh.wire import Wire
 
@@ -208,11 +208,12 @@ class Engine(Transport):  # type: ignore[misc]  # paramiko is not typed
 
     def open_stream(self, kind: str, extra: bytes, opened: Opened, sink: Sink | None = None) -> Stream:
         """Ask for a channel and return at once; `opened` is told on the transport's thread, with an error or None."""
+        window = first_window(self.rtt_s) if kind == "session" else WINDOW
         with self.lock:
             number = self._next_channel()
-            stream = Stream(number, self, sink)
+            stream = Stream(number, self, sink, window)
             stream._set_transport(self)  # noqa: SLF001 - paramiko's own way to join the two
-            stream._set_window(WINDOW, PACKET)  # noqa: SLF001 - same
+            stream._set_window(window, PACKET)  # noqa: SLF001 - same
             self._channels.put(number, stream)
             self._streams[number] = stream
             self.channels_seen[number] = True
@@ -220,7 +221,7 @@ class Engine(Transport):  # type: ignore[misc]  # paramiko is not typed
         m = Message()
         m.add_byte(cMSG_CHANNEL_OPEN)
         m.add_string(kind)
-        for value in (number, WINDOW, PACKET):
+        for value in (number, window, PACKET):
             m.add_int(value)
         m.add_bytes(extra)
         self.later(m)

@@ -117,6 +117,7 @@ class Login:
         m = Message()
         m.add_byte(cMSG_SERVICE_REQUEST)
         m.add_string("ssh-userauth")
+        start = time.perf_counter()
         self._send(m)
         end = time.monotonic() + self.timeout_s
         while True:
@@ -128,6 +129,7 @@ class Login:
                 if time.monotonic() > end:
                     raise self._late() from None
             else:
+                self.engine.rtt_s = time.perf_counter() - start  # a first guess
                 return
 
     def _send(self, m: Message) -> None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from nbkit.ssh.engine import Engine
 
 WINDOW = 2 * 1024 * 1024  # bytes in flight towards us, a channel; OpenSSH's own, and what a long link outgrows
+_FAR_WINDOW = 8 * 1024 * 1024  # of a command on a long link: two round trips fewer until it is filled
+_FAR_S = 0.01  # a round trip from which a link is long
 _MOST_WINDOW = 64 * 1024 * 1024
 PACKET = 32 * 1024
 _ACKS = 4  # a window
@@ -49,10 +51,15 @@ class Sink(Protocol):
         """There is room to send again."""
 
 
+def first_window(rtt_s: float) -> int:
+    """The window that a command's channel starts with."""
+    return WINDOW if rtt_s < _FAR_S else _FAR_WINDOW
+
+
 class Stream(Channel):  # type: ignore[misc]  # paramiko is not typed
     """One channel. With a `sink` set before it opens, data bypasses paramiko's buffer (an array, slow when long)."""
 
-    def __init__(self, number: int, engine: Engine, sink: Sink | None = None) -> None:
+    def __init__(self, number: int, engine: Engine, sink: Sink | None = None, window: int = WINDOW) -> None:
         super().__init__(number)
         self.engine = engine
         self.sink = sink
@@ -60,7 +67,7 @@ class Stream(Channel):  # type: ignore[misc]  # paramiko is not typed
         self.closed_there = False
         self.eof_sent: bool = False
         self.out_window_size: int = 0
-        self._granted = self._window = WINDOW
+        self._granted = self._window = window
         self._owed = self._passed = 0
         self._since = time.monotonic()
         self._send_lock = threading.Lock()  # data is never sent after CLOSE: sshd ends the connection at that
