@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import signal
 import sys
@@ -96,6 +97,7 @@ def stay(session: Session, ended: Callable[[], bool] = lambda: False, news: Call
     Raises: KeyboardInterrupt at Ctrl-C; what ended the session for good.
     """
     sys.stdout.flush()
+    gc.freeze()  # what was imported stays: a crowd of connections does not have it searched for garbage again and again
     alive = True
     while session.error is None:
         if ended():

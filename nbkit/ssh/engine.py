@@ -31,6 +31,8 @@ _DEAD_AFTER_S = 10  # silent seconds after which it is given up: seen within 12 
 _FIRST_PINGS = 4  # one after the other: sshd answers the first late, while it sets up the user's process
 _MOST_WAITING = 100_000  # replies waiting to go out; a server that asks for more and reads none of them is hostile
 _ADMINISTRATIVELY_PROHIBITED = 1
+_MOST_TOGETHER = 64  # small messages in one write
+_NOTHING = object()
 Opened = Callable[[Exception | None], None]
 _NOBODY: tuple[None, None] = (None, None)
 
@@ -136,12 +138,23 @@ class Engine(Transport):  # type: ignore[misc]  # paramiko is not typed
             self.packetizer.close()
 
     def _write(self) -> None:
-        while (item := self._outbox.get()) is not None:
+        item = self._outbox.get()
+        while item is not None:
+            together: list[Message] = []
+            while isinstance(item, Message) and len(together) < _MOST_TOGETHER:
+                together.append(item)
+                item = _NOTHING if self._outbox.empty() else self._outbox.get()
             try:
-                item.send_close() if isinstance(item, Stream) else self.send(item)
+                if together:
+                    self.send_data([(m.asbytes(),) for m in together])
+                if isinstance(item, Stream):
+                    item.send_close()
+                    item = _NOTHING
             except (EOFError, OSError, SSHException) as error:
                 self.give_up(f"the connection broke ({_cause(error)})")
                 return
+            if item is _NOTHING:
+                item = self._outbox.get()
 
     def _watch(self) -> None:
         """Count silent seconds by ticks, not by the clock: a process that was stopped has not heard, nor asked."""

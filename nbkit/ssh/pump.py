@@ -42,6 +42,7 @@ class Connection:
         self.remote_end = False
         self.gone = False
         self.again = False  # the link was lost before the channel stood
+        self.watched = 0  # what the pump's poll waits for
         self._kept: deque[memoryview] = deque()
         self._lock = threading.Lock()
 
@@ -331,16 +332,15 @@ class Pump(threading.Thread):
             return memoryview(b"")
 
     def _watch(self, connection: Connection, events: int) -> None:
-        try:
-            key = self._poll.get_key(connection.sock)
-        except KeyError:
-            if events:
-                self._poll.register(connection.sock, events, connection)
+        if events == connection.watched:
             return
-        if not events:
+        if not connection.watched:
+            self._poll.register(connection.sock, events, connection)
+        elif not events:
             self._poll.unregister(connection.sock)
-        elif key.events != events:
+        else:
             self._poll.modify(connection.sock, events, connection)
+        connection.watched = events
 
     def _end(self, connection: Connection) -> None:
         connection.gone = True

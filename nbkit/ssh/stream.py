@@ -166,10 +166,9 @@ class Stream(Channel):  # type: ignore[misc]  # paramiko is not typed
             if self._close_sent:
                 return
             self._close_sent = True
-            if not self.eof_sent:
-                self.eof_sent = True
-                self.engine.send(_message(cMSG_CHANNEL_EOF, self.remote_chanid))
-            self.engine.send(_message(cMSG_CHANNEL_CLOSE, self.remote_chanid))
+            kinds = [cMSG_CHANNEL_CLOSE] if self.eof_sent else [cMSG_CHANNEL_EOF, cMSG_CHANNEL_CLOSE]
+            self.eof_sent = True
+            self.engine.send_data([(_message(kind, self.remote_chanid).asbytes(),) for kind in kinds])
 
     def send_eof(self) -> None:
         """Say that no more data comes."""
