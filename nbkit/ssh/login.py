@@ -129,7 +129,7 @@ class Login:
                 if time.monotonic() > end:
                     raise self._late() from None
             else:
-                self.engine.rtt_s = time.perf_counter() - start  # a first guess
+                self.engine.pings.rtt_s = time.perf_counter() - start  # a first guess
                 return
 
     def _send(self, m: Message) -> None:
