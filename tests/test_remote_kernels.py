@@ -92,8 +92,9 @@ def running(box):
 
 class TestAdd:
     def test_can_be_chosen_by_its_name(self, server, box):
-        """It runs the box's Python in the box's home, is listed with its name there, and ends when it is shut down."""
-        made = kernels.add(box, config=server.config)
+        """It runs the box's Python in its folder, is listed with its name there, and ends when it is shut down."""
+        (server.folder / "work").mkdir()
+        made = kernels.add(box, folder="~/work", env={"CUDA_VISIBLE_DEVICES": "3"}, config=server.config)
         assert ("nbkit-box", f"Python {sys.version_info[0]}.{sys.version_info[1]} (box)") == (made.name, made.shown)
         assert [made] == kernels.listed()
         asyncio.run(self.use(server, box, made))
@@ -106,10 +107,10 @@ class TestAdd:
         try:
             found = {}
             await client.execute_interactive(
-                "import os; print(os.path.expanduser('~'))", timeout=60,
+                "import os; print(os.getcwd(), os.environ['CUDA_VISIBLE_DEVICES'])", timeout=60,
                 output_hook=lambda message: found.update(message["content"]),
             )  # fmt: skip
-            assert str(server.folder) == found["text"].strip()
+            assert f"{server.folder}/work 3" == found["text"].strip()
             (there,) = jupyter.look(box).kernels
             assert made.shown == there["of"]
             assert abs(time.time() - there["since"]) < 60
@@ -130,6 +131,8 @@ class TestAdd:
 
     def test_refuses_what_could_not_work(self, server, box, tmp_path):
         """A name that Jupyter does not take or that another has; a Python without ipykernel."""
+        with pytest.raises(RemoteCommandError, match="There is no folder"):
+            kernels.add(box, folder="/no/such")
         with pytest.raises(NbkitError, match="cannot be a kernel's name"):
             kernels.add(box, name="two words")
         other = Path(os.environ["JUPYTER_DATA_DIR"]) / "kernels" / "mine"

@@ -36,13 +36,29 @@ def kernel() -> None:
 @click.option("--name", default="", help="For command lines and the launcher.  [default: from the host]")
 @click.option("--on-close", type=click.Choice(["leave", "end"]), default="leave", show_default=True,
               help="What becomes of a kernel when the JupyterLab here ends.")  # fmt: skip
+@click.option("--dir", "folder", default="", metavar="PATH", help="Folder there that it works in.  [default: home]")
+@click.option(
+    "--env", multiple=True, metavar="NAME=VALUE", help="A variable that it has there; again for more. No secrets."
+)
 @host_options
 @json_option
-def add(host: str, name: str, on_close: Any, config: str | None, python: str, as_json: bool) -> None:
+def add(
+    host: str,
+    name: str,
+    on_close: Any,
+    folder: str,
+    env: tuple[str, ...],
+    config: str | None,
+    python: str,
+    as_json: bool,
+) -> None:
     from nbkit.remote import connect, kernels
 
+    variables = dict(each.partition("=")[::2] for each in env)
+    if not all("=" in each and not each.startswith("=") for each in env):
+        raise click.BadParameter("NAME=VALUE is wanted.", param_hint="--env")
     with connect(host, config=config, python=python) as box:
-        made = kernels.add(box, name=name, on_close=on_close, config=config)
+        made = kernels.add(box, name=name, folder=folder, env=variables, on_close=on_close, config=config)
     if as_json:
         click.echo(json.dumps(made.as_dict()))
     else:

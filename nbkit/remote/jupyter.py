@@ -133,25 +133,26 @@ def stop(box: Box) -> Stopped:
     return Stopped(**_call(box, "stop"))
 
 
-def about_kernels(box: Box) -> dict[str, str]:
+def about_kernels(box: Box, folder: str = "") -> dict[str, str]:
     """The box's Python (python, path) and its ipykernel, by version.
 
-    Raises: RemoteCommandError where it has no ipykernel; UnreachableError.
+    Raises: RemoteCommandError where it has no ipykernel, or no such folder; UnreachableError.
     """
-    return _call(box, "about")
+    return _call(box, "about", folder=folder)
 
 
 def start_kernel(
-    box: Box, kernel_id: str, argv: list[str], env: dict[str, str], key: str, name: str = ""
+    box: Box, kernel_id: str, argv: list[str], env: dict[str, str], key: str, name: str = "", *, folder: str = ""
 ) -> dict[str, Any]:
     """Start a kernel of its own on the box: its pid, start time and the paths of its five sockets.
 
     Args:
         name: What people call it; shown by `look`.
+        folder: Where it works; the home folder when empty.
 
     Raises: RemoteCommandError; UnreachableError.
     """
-    return _call(box, "kernel", id=kernel_id, argv=argv, env=env, key=key, name=name)
+    return _call(box, "kernel", id=kernel_id, argv=argv, env=env, key=key, name=name, folder=folder)
 
 
 def find_kernel(box: Box, kernel_id: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -77,11 +78,21 @@ def register(host: str, specs: dict[str, Any], *, config: str = "", python: str 
     return shown
 
 
-def add(box: Box, *, name: str = "", on_close: OnClose = "leave", config: str | Path | None = None) -> Listed:
+def add(
+    box: Box,
+    *,
+    name: str = "",
+    folder: str = "",
+    env: Mapping[str, str] | None = None,
+    on_close: OnClose = "leave",
+    config: str | Path | None = None,
+) -> Listed:
     """Make the Python of a box a kernel that can be chosen here; it needs ipykernel there, no Jupyter and no nbkit.
 
     Args:
         name: For command lines, and what the launcher shows; from the host when empty.
+        folder: Where kernels work on the box; the home folder when empty.
+        env: Variables that kernels have there, beside those of the box; no place for secrets, the spec is a plain file.
         on_close: Whether a kernel goes on when the Jupyter server here ends. Ending it by name always ends it.
         config: The ssh_config in place of the user's own.
 
@@ -100,10 +111,16 @@ def add(box: Box, *, name: str = "", on_close: OnClose = "leave", config: str | 
             hint="another name: --name NAME      (or: nbkit kernel rm NAME)",
             exit_code=2,
         )
-    about = jupyter.about_kernels(box)
+    about = jupyter.about_kernels(box, folder)
     spec = _spec(f"{name or 'Python ' + about['python'].rpartition('.')[0]} ({box.host})")
-    where = {"host": box.host, "ssh_config": str(config or ""), "python": box.python, "on_close": on_close}
-    return _write(chosen, spec, "add", where)
+    where = {
+        "host": box.host,
+        "ssh_config": str(config or ""),
+        "python": box.python,
+        "folder": folder,
+        "on_close": on_close,
+    }
+    return _write(chosen, {**spec, "env": dict(env or {})}, "add", where)
 
 
 def attach(box: Box, kernel_id: str = "", *, config: str | Path | None = None) -> Listed:

@@ -33,6 +33,7 @@ class BoxProvisioner(KernelProvisionerBase):
     host = Unicode(help="An alias of ~/.ssh/config, USER@HOST[:PORT] or ssh://USER@HOST:PORT.").tag(config=True)
     ssh_config = Unicode(help="A file in place of the user's ssh_config.").tag(config=True)
     python = Unicode(help="Shell words that start the box's Python.").tag(config=True)
+    folder = Unicode(help="Where the kernel works on the box; the home folder when empty.").tag(config=True)
     on_close = Enum(
         ["leave", "end"], "leave", help="What becomes of the kernel when the Jupyter server that shows it ends."
     ).tag(config=True)
@@ -77,7 +78,7 @@ class BoxProvisioner(KernelProvisionerBase):
                 key = str(self._kernel["key"])
             else:
                 name = str(self.kernel_spec.display_name)
-                self._kernel = jupyter.start_kernel(self._box, self._id, argv, env, key, name)
+                self._kernel = jupyter.start_kernel(self._box, self._id, argv, env, key, name, folder=self.folder)
             if not self._forwards:
                 carrier = self._carrier(self._box)
                 keep = self._streams is not None

@@ -347,8 +347,9 @@ def stop(_request: dict[str, Any]) -> dict[str, Any]:
 # -- a kernel without the server
 
 
-def about(_request: dict[str, Any]) -> dict[str, Any]:
-    """This Python, and that kernels run in it."""
+def about(request: dict[str, Any]) -> dict[str, Any]:
+    """This Python, and that kernels run in it, in the folder that is asked for."""
+    root_folder(request["folder"])
     if not version("ipykernel"):
         raise ProblemError(
             "%s has no ipykernel" % sys.executable,
@@ -388,7 +389,7 @@ def kernel(request: dict[str, Any]) -> dict[str, Any]:
     if words[0] in ("python", "python3", "python%d.%d" % sys.version_info[:2]):
         words[0] = sys.executable
     try:
-        process = launch(words, folder, base + ".log", os.path.expanduser("~"), request["env"])
+        process = launch(words, folder, base + ".log", root_folder(request["folder"]), request["env"])
     except OSError as error:
         raise ProblemError(
             "%s cannot be started: %s" % (words[0], error.strerror), "nbkit tunnel HOST reads its kernels anew"
