@@ -168,7 +168,8 @@ class Measure:
             content = os.urandom(1000)
             with contextlib.closing(self.opened()) as line:
                 line.sendall(b"e" + len(content).to_bytes(8, "big") + content)
-                if take(line, len(content)) != content:
+                line.shutdown(socket.SHUT_WR)  # so that the host closes first, as a web server does
+                if take(line, len(content)) != content or line.recv(1):
                     raise EOFError("a small channel got other bytes")
             self.churned[number] += 1
 

@@ -1,9 +1,10 @@
 """1 GB each way with channels opening and closing through forced rekeys, nbkit against stock paramiko; --runs N (20).
 
-Stock paramiko exchanges keys every 512 MB; when a channel closes meanwhile, its thread that reads waits for itself, and
-the connection hangs. Here keys are exchanged every 64 MB, 1 GB goes each way at once, and four threads open a channel,
-have 1 kB back and close it, without a pause. A run is a process of its own; it fails when a byte is wrong, a channel
-breaks, or nothing moves for 20 s. nbkit goes through its forward; paramiko's channels are used as they are.
+Stock paramiko exchanges keys every 512 MB; when the host closes a channel meanwhile, its thread that reads waits for
+itself, and the connection hangs. Here keys are exchanged every 64 MB, 1 GB goes each way at once, and four threads open
+a channel, have 1 kB back and see it closed by the host, without a pause. A run is a process of its own; it fails when a
+byte is wrong, a channel breaks, or nothing moves for 20 s. nbkit goes through its forward; paramiko's channels are used
+as they are.
 """
 
 from __future__ import annotations
