@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -49,3 +50,16 @@ def test_a_stage_that_hangs_is_ended_and_says_where_it_stood(tmp_path, capfd):
     assert time.monotonic() - began < 60
     assert gone(note)
     assert "Fatal Python error: Aborted" in capfd.readouterr().err
+
+
+def test_a_stage_beside_is_ended_when_it_is_told_to(tmp_path):
+    """Long before its limit; what it said is in its file."""
+    note, stop = tmp_path / "pid", threading.Event()
+    threading.Timer(3, stop.set).start()
+    began = time.monotonic()
+    with (tmp_path / "said").open("wb") as output:
+        words = command("print('here', flush=True); time.sleep(600)", note)
+        assert stage.run(words, cwd=HERE, limit_s=600, output=output, stop=stop) is None
+    assert time.monotonic() - began < 60
+    assert gone(note)
+    assert (tmp_path / "said").read_text().startswith("here\n")

@@ -12,10 +12,14 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import threading
 import time
 import xml.etree.ElementTree as ET
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from tools import stage, system
 from tools.guards import ROOT
@@ -28,21 +32,54 @@ LINT = {
 }
 
 
-LIMIT_S = {"tests": 40 * 60, "browser tests": 18 * 60, "notebooks": 15 * 60}  # two to four times what they take alone
+# Two to four times what they take alone.
+LIMIT_S = {"tests": 40 * 60, "tests of boxes": 40 * 60, "browser tests": 18 * 60, "notebooks": 15 * 60}
 _LINT_LIMIT_S = 3 * 60
+# They mostly wait, for cuts and servers, so they run beside the others, which mostly compute.
+BOXES = ("tests/test_ssh_*.py", "tests/test_remote_*.py", "tests/test_cli_box.py", "tests/test_cli_tunnel.py",
+         "tests/test_cli_work.py")  # fmt: skip
 
 
-def run(title: str, words: list[str], times: dict[str, float]) -> bool:
-    """Run one stage as `python -m`, its output passed through; True if it ended well."""
-    print(f"\n== {title}", flush=True)
+def run(
+    title: str,
+    words: list[str],
+    times: dict[str, float],
+    output: IO[bytes] | None = None,
+    stop: threading.Event | None = None,
+) -> bool:
+    """Run one stage as `python -m`, its output passed through or into a file; True if it ended well."""
+    if output is None:
+        print(f"\n== {title}", flush=True)
     start = time.monotonic()
     limit_s = LIMIT_S.get(title, _LINT_LIMIT_S)
-    code = stage.run([sys.executable, "-m", *words], cwd=ROOT, limit_s=limit_s)
+    code = stage.run([sys.executable, "-m", *words], cwd=ROOT, limit_s=limit_s, output=output, stop=stop)
     times[title] = time.monotonic() - start
     if code != 0:
         ended = f"not done after {clock(limit_s)}, and was ended" if code is None else f"exit {code}"
         print(f"== {title} FAILED ({ended})", flush=True)
     return code == 0
+
+
+@contextmanager
+def beside(title: str, words: list[str], times: dict[str, float], well: dict[str, bool]) -> Iterator[None]:
+    """Run one stage while the block runs; its output follows when both are over."""
+    stop = threading.Event()
+    with tempfile.TemporaryFile() as output:
+
+        def work() -> None:
+            well[title] = run(title, words, times, output, stop)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            yield
+        except BaseException:
+            stop.set()
+            raise
+        finally:
+            thread.join()
+            output.seek(0)
+            print(f"\n== {title}\n{output.read().decode(errors='replace')}", flush=True)
 
 
 def read(report: Path) -> tuple[Counter[str], list[str]]:
@@ -77,15 +114,24 @@ def check(since: float) -> int:
     with tempfile.TemporaryDirectory(prefix="nbkit-check-") as folder:
         # The browser's tests run by themselves: Playwright keeps an event loop in the thread that uses it.
         reports = {title: Path(folder) / f"{title}.xml" for title in LIMIT_S}
+        others = [f"--ignore-glob={ROOT / pattern}" for pattern in BOXES]
+        boxes = sorted(str(path.relative_to(ROOT)) for pattern in BOXES for path in ROOT.glob(pattern))
         stages = LINT | {
-            "tests": ["pytest", "-q", "--durations=10", "--ignore=tests/browser"],
+            "tests": ["pytest", "-q", "--durations=10", "--ignore=tests/browser", *others],
+            "tests of boxes": ["pytest", "-q", "--durations=10", *boxes],
             "browser tests": ["pytest", "-q", "--durations=5", "tests/browser"],
             "notebooks": ["tools.notebooks", "smoke"],
         }
-        well = {}
+        for title, report_file in reports.items():
+            stages[title] = [*stages[title], f"--junitxml={report_file}"]
+        well: dict[str, bool] = {}
+        aside = "tests of boxes"
         for title, words in stages.items():
-            report = [f"--junitxml={reports[title]}"] if title in reports else []
-            well[title] = run(title, [*words, *report], times)
+            if title == "tests":
+                with beside(aside, stages[aside], times, well):
+                    well[title] = run(title, words, times)
+            elif title != aside:
+                well[title] = run(title, words, times)
         for report_file in reports.values():
             found, reasons = read(report_file)
             counts.update(found)
