@@ -50,12 +50,7 @@ class Kernel:
 
     def run(self, code: str) -> str:
         """Run `code`, wait for the reply and for idle; what it printed, or the value of its last line."""
-        number = uuid.uuid4().hex
-        header = {"msg_id": number, "username": "test", "session": self.session, "msg_type": "execute_request",
-                  "version": "5.3"}  # fmt: skip
-        content = {"code": code, "silent": False, "store_history": False, "user_expressions": {}, "allow_stdin": False}
-        self.socket.send(json.dumps({"header": header, "parent_header": {}, "metadata": {}, "content": content,
-                                     "buffers": [], "channel": "shell"}))  # fmt: skip
+        number = self.send(code)
         said, waiting = "", {"reply", "idle"}
         while waiting:
             message = json.loads(self.socket.recv())
@@ -72,6 +67,16 @@ class Kernel:
             elif kind == "execute_result":
                 said += found["data"]["text/plain"]
         return said
+
+    def send(self, code: str) -> str:
+        """Ask for `code` to be run; the request's id."""
+        number = uuid.uuid4().hex
+        header = {"msg_id": number, "username": "test", "session": self.session, "msg_type": "execute_request",
+                  "version": "5.3"}  # fmt: skip
+        content = {"code": code, "silent": False, "store_history": False, "user_expressions": {}, "allow_stdin": False}
+        self.socket.send(json.dumps({"header": header, "parent_header": {}, "metadata": {}, "content": content,
+                                     "buffers": [], "channel": "shell"}))  # fmt: skip
+        return number
 
     def close(self) -> None:
         """End the connection; the kernel goes on."""

@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from nbkit import remote
@@ -248,6 +249,37 @@ class TestLeave:
                 assert 204 == status
                 assert [] == running(box)
                 assert [added.name] == [each.name for each in kernels.listed()]
+
+    def test_what_it_said_meanwhile_is_kept(self, server, box, tmp_path):
+        """A cell that prints goes on when JupyterLab is killed; all of it is there afterwards, and goes with the kernel."""
+        added = kernels.add(box, config=server.config)
+        code = "import time\nfor number in range(100):\n    print(number, flush=True)\n    time.sleep(0.05)\n1/0"
+        with serving(tmp_path) as (process, client):
+            with contextlib.closing(client.kernel(added.name)) as kernel:
+                kernel.send(code)
+                time.sleep(1)
+            process.kill()
+            process.wait(60)
+        one = kernels.find(box)["id"]
+        end = time.monotonic() + 60
+        while not any(each["type"] == "error" for each in jupyter.said(box, one)):
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        said = [each for each in jupyter.said(box, one) if each["request"]]
+        assert code == next(each["content"]["code"] for each in said if each["type"] == "execute_input")
+        text = "".join(each["content"]["text"] for each in said if each["type"] == "stream")
+        assert [str(number) for number in range(100)] == text.split()
+        told = "".join(kernels.told(said))
+        assert told.startswith("> import time\n  for number in range(100):\n")
+        assert "ZeroDivisionError" in told
+        kept = server.folder.rglob(f"kernel-{one}.said")
+        assert ["0o600"] == [oct(path.stat().st_mode & 0o777) for path in kept]
+        done = jupyter.stop(box)
+        assert ["kernel"] == [each["what"] for each in done.ended]
+        assert [] == done.rest
+        while any(f"kernel-{one}" in " ".join(each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"])):
+            assert time.monotonic() < end
+            time.sleep(0.1)
 
     def test_goes_with_the_server_where_it_is_told_to(self, server, box, tmp_path):
         """on_close="end": nothing is left on the box."""

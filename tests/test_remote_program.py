@@ -58,8 +58,9 @@ class TestCall:
             program.call(session, source, {}, python=python)
 
 
-# A notebook is executed with what must be there for it; without, `nbkit run` says so before it is sent.
-EXECUTORS = {"notebook": {"nbformat", "nbclient", "jupyter_client"}}
+# A notebook is executed with what must be there for it (without, `nbkit run` says so before it is sent), and a kernel is
+# listened to with what it speaks itself.
+BEYOND = {"notebook": {"nbformat", "nbclient", "jupyter_client"}, "listen": {"zmq"}}
 
 
 class TestThere:
@@ -70,4 +71,4 @@ class TestThere:
         names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
         names |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
         tops = {name.partition(".")[0] for name in names - NEIGHBOURS}
-        assert EXECUTORS.get(path.stem, set()) == tops - set(sys.stdlib_module_names)
+        assert BEYOND.get(path.stem, set()) == tops - set(sys.stdlib_module_names)

@@ -21,6 +21,7 @@ def kernel() -> None:
       nbkit kernel list                      what can be chosen here
       nbkit kernel list gpu-box              what runs there
       nbkit kernel attach gpu-box            return to a kernel that runs there
+      nbkit kernel logs gpu-box              what it said meanwhile
       nbkit kernel rm nbkit-gpu-box          no longer a choice here
     """
 
@@ -147,7 +148,31 @@ def attach(host: str, kernel_id: str, config: str | None, python: str, as_json: 
         click.echo(json.dumps(made.as_dict()))
     else:
         click.echo(f"Choose it in JupyterLab, once reloaded: {made.shown}", err=True)
+        click.echo(f"What it has said meanwhile: nbkit kernel logs {host} {made.running[:8]}", err=True)
         click.echo(made.name)
+
+
+@kernel.command(
+    help="Print what a kernel on HOST has printed, shown and raised since it began, also while no JupyterLab was there to "
+    f"hear it.\n\n{HOST} ID, or the beginning of it, is needed where several run. Texts only; 64 MiB are kept until the "
+    "kernel ends or restarts.\n\n\b\nExamples:\n  nbkit kernel logs gpu-box\n  nbkit kernel logs gpu-box 3f2a --json"
+)
+@click.argument("host")
+@click.argument("kernel_id", metavar="[ID]", default="")
+@host_options
+@json_option
+def logs(host: str, kernel_id: str, config: str | None, python: str, as_json: bool) -> None:
+    from nbkit.remote import connect, jupyter, kernels
+    from nbkit.ssh.text import coloured
+
+    with connect(host, config=config, python=python) as box:
+        messages = jupyter.said(box, kernels.find(box, kernel_id)["id"])
+        if as_json:
+            for each in messages:
+                click.echo(json.dumps(each))
+        else:
+            for text in kernels.told(messages):
+                click.echo(coloured(text), nl=False)
 
 
 VERBS = (kernel,)

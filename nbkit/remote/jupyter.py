@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import http.client
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from nbkit import ssh
 from nbkit.errors import RemoteCommandError, UnreachableError
+from nbkit.remote import program
 from nbkit.remote.box import Box
 
 _PROGRAM = "jupyter"
 _ANSWER_S = 30.0
+_PIECE = 4 << 20
 _TIMEOUT_S = 90.0  # the program itself gives a server 60 s
 
 
@@ -152,7 +155,10 @@ def start_kernel(
 
     Raises: RemoteCommandError; UnreachableError.
     """
-    return _call(box, "kernel", id=kernel_id, argv=argv, env=env, key=key, name=name, folder=folder)
+    return _call(
+        box, "kernel", id=kernel_id, argv=argv, env=env, key=key, name=name, folder=folder,
+        listener=program.text("listen"),
+    )  # fmt: skip
 
 
 def find_kernel(box: Box, kernel_id: str) -> dict[str, Any]:
@@ -161,6 +167,24 @@ def find_kernel(box: Box, kernel_id: str) -> dict[str, Any]:
     Raises: RemoteCommandError when it has ended; UnreachableError.
     """
     return _call(box, "again", id=kernel_id)
+
+
+def said(box: Box, kernel_id: str) -> Iterator[dict[str, Any]]:
+    """What a kernel of ours printed, showed and raised since it began, whoever was there to hear it; oldest first.
+
+    Yields: type (execute_input, stream, execute_result, display_data, error, or full: from there on nothing was kept), at
+        (ISO 8601), request (the id of the request it belongs to) and content as in Jupyter's messages, of `data` the texts
+        only; omitted (bytes) in place of a content that is longer than 256 KiB.
+
+    Raises: RemoteCommandError; UnreachableError.
+    """
+    after = 0
+    while True:
+        piece = _call(box, "said", id=kernel_id, after=after, most=_PIECE)
+        if not piece["text"]:
+            return
+        after = int(piece["next"])
+        yield from map(json.loads, piece["text"].splitlines())
 
 
 def forget_kernel(box: Box, kernel_id: str) -> None:

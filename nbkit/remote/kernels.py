@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ PROVISIONER = "nbkit-box"
 By = Literal["tunnel", "add", "attach"]
 OnClose = Literal["leave", "end"]
 _PYTHON = ["python", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+_OVERWRITTEN = re.compile(r"[^\n]*\r(?!\n)")  # what a progress bar wrote before it went back to the line's beginning
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")  # Jupyter's rule, less the names that begin with a dot or a dash
 
 
@@ -123,6 +124,23 @@ def add(
     return _write(chosen, {**spec, "env": dict(env or {})}, "add", where)
 
 
+def find(box: Box, kernel_id: str = "") -> dict[str, Any]:
+    """A kernel of ours that runs on a box, as `jupyter.look` tells of it; by its id or the beginning of it.
+
+    Raises: RemoteCommandError when there is none, or several to choose from.
+    """
+    running = [each for each in jupyter.look(box).kernels if each["name"] is None]
+    found = [each for each in running if str(each["id"]).startswith(kernel_id)]
+    if len(found) != 1:
+        ids = ", ".join(f"{each['id'][:8]} ({each.get('of') or each['pid']})" for each in found or running)
+        raise RemoteCommandError(
+            f"{len(found) or 'No'} kernel{'s' if len(found) > 1 else ''} on {box.host}"
+            f"{' whose id begins with ' + kernel_id if kernel_id else ''}" + (f"; there are: {ids}." if ids else "."),
+            hint=f"give its ID: nbkit kernel list {box.host}" if ids else f"start one: nbkit kernel add {box.host}",
+        )
+    return dict(found[0])
+
+
 def attach(box: Box, kernel_id: str = "", *, config: str | Path | None = None) -> Listed:
     """Make a kernel that runs on a box one that can be chosen here: the notebook that does has its variables again.
 
@@ -132,20 +150,32 @@ def attach(box: Box, kernel_id: str = "", *, config: str | Path | None = None) -
 
     Raises: RemoteCommandError when there is none, or several to choose from; StorageError.
     """
-    running = [each for each in jupyter.look(box).kernels if each["name"] is None]
-    found = [each for each in running if str(each["id"]).startswith(kernel_id)]
-    if len(found) != 1:
-        ids = ", ".join(f"{each['id'][:8]} ({each.get('of') or each['pid']})" for each in found or running)
-        raise RemoteCommandError(
-            f"{len(found) or 'No'} kernel{'s' if len(found) > 1 else ''} on {box.host}"
-            f"{' whose id begins with ' + kernel_id if kernel_id else ''}" + (f"; there are: {ids}." if ids else "."),
-            hint=f"nbkit kernel attach {box.host} ID" if ids else f"start one: nbkit kernel add {box.host}",
-        )
-    one = found[0]
+    one = find(box, kernel_id)
     since = time.strftime("%H:%M", time.localtime(one.get("since", 0)))
     spec = _spec(f"{one.get('of') or f'Kernel ({box.host})'}, running since {since}")
     where = {"host": box.host, "ssh_config": str(config or ""), "python": box.python, "running": one["id"]}
     return _write(_name(box.host, one["id"]), spec, "attach", where)
+
+
+def told(messages: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """What a kernel said (see jupyter.said) as text for a terminal, in pieces: each request's code, then what came of it."""
+    for each in messages:
+        content, kind = each.get("content", {}), each["type"]
+        if kind == "full":
+            yield f"[{each['limit'] >> 20} MiB are kept; what came after is not]\n"
+        elif "omitted" in each:
+            yield f"[{kind} of {each['omitted']:,} bytes, not kept]\n"
+        elif kind == "execute_input":
+            first, *more = content["code"].splitlines() or [""]
+            yield "\n".join([f"> {first}", *(f"  {line}" for line in more)]) + "\n"
+        elif kind == "stream":
+            yield _OVERWRITTEN.sub("", content["text"])
+        elif kind == "error":
+            yield "\n".join(content["traceback"]) + "\n"
+        else:
+            shown = next(iter(content["data"].values()), "")
+            also = [name for name in content["also"] if not name.startswith("text/")]
+            yield "".join(shown) + (f"   [{', '.join(also)}]" if also else "") + "\n"
 
 
 def listed() -> list[Listed]:

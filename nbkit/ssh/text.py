@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 
@@ -26,3 +27,15 @@ def plain(text: str | bytes, limit: int = 1000, *, lines: bool = False) -> str:
         else:
             shown.append(c)
     return "".join(shown) + ("…" if len(text) > limit else "")
+
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def coloured(text: str) -> str:
+    """As `plain` with `lines=True`, whole, and with colours left in: a traceback of IPython has them."""
+    parts, end = [], 0
+    for found in _COLOUR.finditer(text):
+        parts += [plain(text[end : found.start()], len(text), lines=True), found.group()]
+        end = found.end()
+    return "".join([*parts, plain(text[end:], len(text), lines=True)])

@@ -1,7 +1,7 @@
 """Jupyter on this box: started once, found again by our mark, ended with all that is ours. Prints one JSON object.
 
 REQUEST["do"] is "start" (or find), "look", "stop", or of kernels outside of the server: "about" (can there be one), "kernel"
-(start one), "again" (find one that runs), "forget" (its files).
+(start one), "again" (find one that runs), "said" (what it said), "forget" (its files).
 A process is ours when it carries MARK with our folder in its environment and names one of our files on its command line.
 """
 
@@ -32,6 +32,7 @@ OLDEST_LAB = (4, 6, 6)
 LONGEST_FOLDER = 107 - len("/kernel-00000000-0000-0000-0000-000000000000-ipc-1")
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 START_S = 60.0
+LISTEN_S = 3.0
 STOP_S = 8.0
 
 
@@ -103,12 +104,12 @@ def sorted_out(folder: str) -> tuple[list[int], dict[int, str], dict[int, str]]:
     """Servers (pids), kernels (pid -> connection file) and the rest (pid -> command line) of what is marked."""
     servers, kernels, rest = [], {}, {}
     for pid, words in marked(folder).items():
-        file = next((w for w in words if w.startswith(folder + "/kernel-") and w.endswith(".json")), "")
+        file = next((w for w in words if w.startswith(folder + "/kernel-")), "")
         if config(folder) in words:
             servers.append(pid)
-        elif file:
+        elif file.endswith(".json"):
             kernels[pid] = file
-        else:
+        elif not file:  # what writes down what a kernel says ends with it
             rest[pid] = " ".join(words).strip()
     return servers, kernels, rest
 
@@ -397,10 +398,40 @@ def kernel(request: dict[str, Any]) -> dict[str, Any]:
     end = time.time() + START_S
     while time.time() < end and process.poll() is None:
         if all(map(os.path.exists, paths)):
-            return {"pid": process.pid, "started": stats(process.pid)[1], "sockets": paths}
+            started = stats(process.pid)[1]
+            listen(base, folder, process.pid, started, request["listener"])
+            return {"pid": process.pid, "started": started, "sockets": paths}
         time.sleep(0.02)
     process.kill()
     raise ProblemError("The kernel did not start: %s" % tail(base + ".log", request["key"]), "its log: %s.log" % base)
+
+
+def listen(base: str, folder: str, pid: int, started: int, program: str) -> None:
+    """Have what the kernel says written down, by a process of its own."""
+    words = [sys.executable, "-", base, str(pid), str(started)]
+    with open(base + ".log", "ab") as out:
+        listener = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=out, stderr=out, cwd=folder, env=environment(folder, {}),
+            start_new_session=True,
+        )  # fmt: skip
+        with listener.stdin as text:  # type: ignore[union-attr] # a pipe was asked for
+            text.write(program.encode("utf-8"))
+    end = time.time() + LISTEN_S
+    while time.time() < end and listener.poll() is None and not os.path.exists(base + ".said"):
+        time.sleep(0.01)
+
+
+def said(request: dict[str, Any]) -> dict[str, Any]:
+    """A piece of what a kernel said, whole lines from byte `after` on, and where the next begins."""
+    path = os.path.join(place(), "kernel-%s.said" % request["id"])
+    try:
+        with open(path, "rb") as file:
+            file.seek(request["after"])
+            piece = file.read(request["most"])
+    except FileNotFoundError:
+        piece = b""
+    piece = piece[: piece.rfind(b"\n") + 1]
+    return {"text": piece.decode("utf-8"), "next": request["after"] + len(piece)}
 
 
 def forget(request: dict[str, Any]) -> dict[str, Any]:
@@ -414,7 +445,8 @@ def forget(request: dict[str, Any]) -> dict[str, Any]:
 
 def main(request: dict[str, Any]) -> None:
     verbs = {
-        "start": start, "look": look, "stop": stop, "about": about, "kernel": kernel, "again": again, "forget": forget,
+        "start": start, "look": look, "stop": stop, "about": about, "kernel": kernel, "again": again, "said": said,
+        "forget": forget,
     }  # fmt: skip
     try:
         if not os.path.isdir("/proc/self"):
