@@ -145,13 +145,17 @@ def _pull_run(words: tuple[str, ...], host: str, config: str | None, python: str
 @click.command(
     help=f"Make the folder DST hold what the folder SRC holds; one of them is HOST:PATH.\n\n{HOST} Only what differs is "
     f"sent, of a changed file too. {_CHECKED}\n\n\b\nExamples:\n  nbkit sync data gpu-box:data\n"
-    "  nbkit sync gpu-box:runs runs --dry-run"
+    "  nbkit sync gpu-box:runs runs --dry-run\n"
+    "  nbkit sync project gpu-box:project --watch      beside a kernel: nbkit kernel add gpu-box --dir project"
 )
 @click.argument("source", metavar="SRC")
 @click.argument("dst", metavar="DST")
 @click.option("--delete", is_flag=True, help="Remove from DST what SRC does not have.")
+@click.option(
+    "-w", "--watch", is_flag=True, help="Again whenever something changes here, through lost links, until Ctrl-C."
+)
 @_options
-def sync(source: str, dst: str, config: str | None, python: str, as_json: bool, **options: Any) -> None:
+def sync(source: str, dst: str, config: str | None, python: str, as_json: bool, watch: bool, **options: Any) -> None:
     from nbkit import remote
 
     down = _is_place(source)
@@ -159,7 +163,41 @@ def sync(source: str, dst: str, config: str | None, python: str, as_json: bool, 
         raise click.UsageError("one of SRC and DST is HOST:PATH, the other a path here")
     host, path = _place(source if down else dst)
     pair = (path or ".", dst) if down else (source, path)
+    if watch:
+        if down or options["dry_run"]:
+            raise click.UsageError("--watch goes from here to HOST:PATH, and writes")
+        _watch(host, config, python, as_json, pair, options)
+        return
     _run(host, config, python, as_json, options, lambda box, more: remote.sync(box, *pair, down=down, **more))
+
+
+def _watch(
+    host: str, config: str | None, python: str, as_json: bool, pair: tuple[str, str], options: dict[str, Any]
+) -> None:
+    from dataclasses import asdict
+
+    from nbkit import remote
+    from nbkit.cli.ssh import terminated_as_interrupted
+    from nbkit.errors import NbkitError
+    from nbkit.remote.watching import keep
+
+    def done(moved: Transferred) -> None:
+        if as_json:
+            click.echo(json.dumps(asdict(moved)))
+            return
+        click.echo(f"{time.strftime('%H:%M:%S')}  ", nl=False)
+        _report(moved, dry_run=False)
+
+    def failed(error: NbkitError) -> None:
+        click.echo(f"{time.strftime('%H:%M:%S')}  {error.message} It is tried again.", err=True)
+
+    with terminated_as_interrupted():
+        try:
+            with remote.connect(host, config=config, python=python) as box:
+                click.echo(f"Watching {pair[0]}; Ctrl-C ends.", err=True)
+                keep(box, *pair, done=done, failed=failed, **{**options, "dry_run": False})
+        except KeyboardInterrupt:
+            sys.exit(130)
 
 
 def _is_place(text: str) -> bool:

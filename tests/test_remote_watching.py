@@ -1,0 +1,89 @@
+"""A folder kept in step with one here: a real sshd on loopback, `nbkit sync --watch` as a process."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+
+import pytest
+
+from nbkit.remote.watching import seen
+from tests import sshd
+
+
+@pytest.fixture
+def server(tmp_path):
+    with sshd.running(tmp_path / "box") as server:
+        yield server
+
+
+def until(holds, what):
+    """Wait for it."""
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+
+
+def text(path):
+    """What stands in the file; empty without one."""
+    return path.read_text() if path.exists() else ""
+
+
+def test_changes_arrive_also_after_a_cut(server, tmp_path, monkeypatch):
+    """New, changed and removed files are there soon after; one that was changed while the link was cut, too. Ctrl-C ends it."""
+    monkeypatch.setenv("NBKIT_STATE", str(tmp_path / "state"))
+    here, there = tmp_path / "project", server.folder / "project"
+    (here / "src").mkdir(parents=True)
+    (here / "src" / "a.py").write_text("1")
+    words = [sys.executable, "-m", "nbkit.cli", "sync", str(here), f"box:{there}", "--watch", "--delete", "-F",
+             str(server.config)]  # fmt: skip
+    process = subprocess.Popen(
+        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        until(lambda: text(there / "src" / "a.py") == "1", "the first sync")
+        (here / "b.txt").write_text("new")
+        until(lambda: text(there / "b.txt") == "new", "a new file")
+        server.cut()
+        (here / "src" / "a.py").write_text("22")
+        until(lambda: text(there / "src" / "a.py") == "22", "a change during a cut")
+        (here / "b.txt").unlink()
+        until(lambda: not (there / "b.txt").exists(), "a removal")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.communicate()
+    assert (130, 4) == (process.returncode, len(out.splitlines())), out + err
+    assert "1 deleted" in out.splitlines()[-1]
+    assert err.startswith(f"Watching {here}; Ctrl-C ends.\n")
+
+
+def test_goes_from_here_to_a_box(tmp_path):
+    """The other way, or without writing, there is nothing to watch; a folder that is not there is an error at once."""
+    for more in (["box:project", str(tmp_path)], [str(tmp_path), "box:project", "--dry-run"]):
+        words = [sys.executable, "-m", "nbkit.cli", "sync", *more, "--watch"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL)
+        assert 2 == done.returncode
+        assert "--watch goes from here to HOST:PATH" in done.stderr
+
+
+def test_sees_what_changes(tmp_path):
+    """Content, mode, names and links; an unreadable or vanished folder is no error."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b").write_text("1")
+    states = [seen(str(tmp_path))]
+    for change in (
+        lambda: (tmp_path / "a" / "b").write_text("23"),
+        lambda: (tmp_path / "a" / "b").chmod(0o700),
+        lambda: (tmp_path / "c").symlink_to("a"),
+        lambda: (tmp_path / "a" / "b").rename(tmp_path / "a" / "d"),
+    ):
+        change()
+        states.append(seen(str(tmp_path)))
+    assert all(before != after for before, after in pairwise(states))
+    assert {} == seen(str(tmp_path / "none"))
