@@ -61,7 +61,9 @@ def _commands(cell: Cell, send: Any) -> None:
 
 
 def _spec(kind: str, config: str, folder: Path) -> str:
-    """Write the tool's kernel spec; its name."""
+    """Write the tool's kernel spec; its name. "here" is a kernel of this machine, without any tool."""
+    if kind == "here":
+        return "python3"
     os.environ["JUPYTER_DATA_DIR"] = str(folder / "data")
     os.environ["NBKIT_STATE"] = str(folder / "state")
     if kind == "nbkit":
