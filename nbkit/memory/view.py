@@ -56,7 +56,7 @@ class Bar:
             found.append(("held by the allocator", self.reserved_gib - allocated, _REST, "."))
         outside = self.device_gib - max(self.reserved_gib, allocated)
         if self.device_gib and outside > _SMALL * whole:
-            found.append(("CUDA", outside, "#666666", "'"))
+            found.append(("outside of the allocator", outside, "#666666", "'"))
         return tuple(found)
 
     @property
