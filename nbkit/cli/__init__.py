@@ -27,7 +27,8 @@ def main() -> None:
       nbkit hosts            the GPU boxes of ~/.ssh/config: which answer, their GPUs and free memory
       nbkit doctor gpu-box   the path to a box, hop by hop, and what is wrong there
       nbkit tunnel gpu-box   its Jupyter and its kernels, here
-      nbkit kernel add gpu-box   its Python as a kernel of the JupyterLab here
+      nbkit kernel add gpu-box            its Python as a kernel of the JupyterLab here
+      nbkit run train.ipynb --on gpu-box  there, without a connection; shown here
 
     \b
     Exit codes: 0 ok, 1 failed, 2 usage, 3 unreachable, 4 authentication or host key, 5 the doctor found a blocker,
