@@ -252,6 +252,8 @@ def _torchtune(row: Row) -> Call:
     note, fields = row.fields["note"], row.fields
     if "offload" in fields["grad_ckpt"]:
         raise LeftOutError("activations offloaded to RAM")
+    if int(fields["n_gpu"]) > 1:
+        raise LeftOutError("sharded with FSDP2, to which torchtune's own code is not rebuilt")
     if "+compile" in note or "+chunked CE" in note:
         raise LeftOutError("torch.compile decides what is kept without checkpointing")
     if "flags not stated" in note or "likely" in note:

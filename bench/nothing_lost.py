@@ -81,16 +81,16 @@ def run(runs: int = MINUTES) -> Figures:
     with tempfile.TemporaryDirectory(prefix="nbk-", ignore_cleanup_errors=True) as scratch, ExitStack() as stack:
         workers = {
             kind: stack.enter_context(
-                _worker(kind, peer if kind == "sshpyk" else Path(sys.executable), Path(scratch), seconds)
+                worker(kind, peer if kind == "sshpyk" else Path(sys.executable), Path(scratch), seconds)
             )
             for kind in KINDS
         }
-        threads = [threading.Thread(target=_break, args=(one, planned)) for one in workers.values()]
+        threads = [threading.Thread(target=make_faults, args=(one, planned)) for one in workers.values()]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        found = {kind: _result(one) for kind, one in workers.items()}
+        found = {kind: result(one) for kind, one in workers.items()}
     return _figures(found, planned, seconds)
 
 
@@ -104,7 +104,11 @@ class Worker:
 
 
 @contextmanager
-def _worker(kind: str, python: Path, scratch: Path, seconds: float) -> Iterator[Worker]:
+def worker(kind: str, python: Path, scratch: Path, seconds: float) -> Iterator[Worker]:
+    """A tool, ready, with an sshd and a proxy of its own.
+
+    Raises: CannotRunError when it does not start.
+    """
     from tests.chaos.streams import through
     from tests.delay_proxy import faulty
     from tests.sshd import running
@@ -129,7 +133,7 @@ def _worker(kind: str, python: Path, scratch: Path, seconds: float) -> Iterator[
             process.communicate()
 
 
-def _break(worker: Worker, planned: list[Fault]) -> None:
+def make_faults(worker: Worker, planned: list[Fault]) -> None:
     """Make the faults, each when it is due, or when the one before is over; ask for one request at the start of each."""
     stdin = worker.process.stdin
     assert stdin is not None
@@ -147,7 +151,7 @@ def _break(worker: Worker, planned: list[Fault]) -> None:
         at_work.join()
 
 
-def _result(worker: Worker) -> dict[str, Any]:
+def result(worker: Worker) -> dict[str, Any]:
     """What the worker counted, beside what the kernel wrote into its file."""
     assert worker.process.stdout is not None
     line = worker.process.stdout.readline()

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bench import nothing_lost
 from nbkit import remote
 from nbkit.errors import NbkitError, RemoteCommandError
 from nbkit.remote import jupyter, kernels, status
@@ -189,6 +190,17 @@ class TestCuts:
         finally:
             client.stop_channels()
             await manager.shutdown_kernel()
+
+    def test_a_minute_of_faults(self, tmp_path):
+        """The quick form of `python -m bench nothing_lost`, nbkit alone: cuts, a reset and a stall, in a process of its own."""
+        planned = nothing_lost.faults(60)
+        assert {"refuse", "reset", "stall"} == {one.words.split()[0] for one in planned}
+        with nothing_lost.worker("nbkit", Path(sys.executable), tmp_path, 60) as worker:
+            nothing_lost.make_faults(worker, planned)
+            told = nothing_lost.result(worker)
+        assert [str(number) for number in range(60 * nothing_lost.PER_S)] == told["lines"]
+        assert [str(number) for number in range(len(planned))] == sorted(told["ran"])
+        assert "" == told["error"]
 
     def test_an_interrupt_waits_for_the_link(self, server):
         """Stop is pressed while the link is away: the cell is interrupted when it is back."""
