@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 from bench import CannotRunError, Figures, Goal
-from bench.nothing_lost import KINDS
+from bench.nothing_lost import KINDS, peers_python
 from nbkit.display import Table
 
 ROUNDS, AWAY_S = 5, 0.05
@@ -34,15 +34,7 @@ def run() -> Figures:
 
     Raises: CannotRunError without sshd, or where a tool does not start.
     """
-    from tests.sshd import SSHD
-    from tools import overlay
-
-    if not SSHD:
-        raise CannotRunError("sshd is absent: apt install openssh-server")
-    try:
-        peer = overlay.python("bench-kernels")
-    except overlay.CannotMakeError as error:
-        raise CannotRunError(str(error)) from error
+    peer = peers_python()
     found: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory(prefix="nbk-", ignore_cleanup_errors=True) as scratch, ExitStack() as stack:
         workers = {}

@@ -67,15 +67,7 @@ def run(runs: int = MINUTES) -> Figures:
 
     Raises: CannotRunError without sshd, or where a tool does not start.
     """
-    from tests.sshd import SSHD
-    from tools import overlay
-
-    if not SSHD:
-        raise CannotRunError("sshd is absent: apt install openssh-server")
-    try:
-        peer = overlay.python("bench-kernels")
-    except overlay.CannotMakeError as error:
-        raise CannotRunError(str(error)) from error
+    peer = peers_python()
     seconds = 60.0 * runs
     planned = faults(seconds)
     with tempfile.TemporaryDirectory(prefix="nbk-", ignore_cleanup_errors=True) as scratch, ExitStack() as stack:
@@ -92,6 +84,22 @@ def run(runs: int = MINUTES) -> Figures:
             thread.join()
         found = {kind: result(one) for kind, one in workers.items()}
     return _figures(found, planned, seconds)
+
+
+def peers_python() -> Path:
+    """The Python that has sshpyk.
+
+    Raises: CannotRunError without it, or without sshd.
+    """
+    from tests.sshd import SSHD
+    from tools import overlay
+
+    if not SSHD:
+        raise CannotRunError("sshd is absent: apt install openssh-server")
+    try:
+        return overlay.python("bench-kernels")
+    except overlay.CannotMakeError as error:
+        raise CannotRunError(str(error)) from error
 
 
 @dataclass

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,3 +49,44 @@ def pytest_report_header() -> str:
         except importlib.metadata.PackageNotFoundError:
             found.append(f"{name} absent")
     return "stack: " + ", ".join(found)
+
+
+@pytest.fixture(scope="module")
+def echo() -> Iterator[int]:
+    """Port of an echo server."""
+    from tests.echoing import Echo, Listener, echoing
+
+    with echoing(Listener(("127.0.0.1", 0), Echo)) as server:
+        yield server.server_address[1]
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """An sshd for a module; modules that want another, or a session on it, have a `box` of their own."""
+    from tests import sshd
+
+    sshd.need("sshd", "ssh", "ssh-keygen")
+    with sshd.running(tmp_path_factory.mktemp("box")) as server:
+        yield server
+
+
+@pytest.fixture
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is remembered here, and what this machine's Jupyter has, stay in this test."""
+    for name in ("NBKIT_STATE", "XDG_RUNTIME_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+        (tmp_path / name.lower()).mkdir()
+
+
+@pytest.fixture
+def entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """jupyter_client finds the provisioner as it does where nbkit is installed."""
+    from nbkit.remote.kernels import PROVISIONER
+
+    about = tmp_path / "site" / "nbkit_box-0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: nbkit-box\nVersion: 0\n")
+    (about / "entry_points.txt").write_text(
+        f"[jupyter_client.kernel_provisioners]\n{PROVISIONER} = nbkit.remote.provisioner:BoxProvisioner\n"
+    )
+    monkeypatch.syspath_prepend(str(about.parent))

@@ -18,7 +18,7 @@ from nbkit import remote
 from nbkit.remote import jupyter
 from nbkit.training.record import Recorder
 from tests import sshd
-from tests.test_ssh_forward import until
+from tests.echoing import until
 
 NBKIT = [sys.executable, "-m", "nbkit.cli"]
 

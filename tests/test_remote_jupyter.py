@@ -24,32 +24,13 @@ from nbkit import remote
 from nbkit.errors import RemoteCommandError
 from nbkit.remote import jupyter, kernels, tunnels
 from nbkit.remote.tunnel import tunnel
-from tests import sshd
+from tests.jupyter_box import gone, running
 from tests.notebook_client import Client, Kernel
 
 NOBODY = 65534
 
 
-@contextlib.contextmanager
-def running(*options):
-    """An sshd whose home folder others may enter, as they may a real one; nothing of ours is left there."""
-    folder = Path(tempfile.mkdtemp(prefix="nbk-"))
-    folder.chmod(0o755)
-    with sshd.running(folder, *options) as server:
-        try:
-            yield server
-        finally:
-            with remote.connect("box", config=server.config) as box:
-                jupyter.stop(box)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(autouse=True)
-def _own_folders(tmp_path, monkeypatch):
-    """What is remembered here, and the kernels of this machine's Jupyter, stay in this test."""
-    for name in ("NBKIT_STATE", "XDG_RUNTIME_DIR", "JUPYTER_DATA_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / name.lower()))
-        (tmp_path / name.lower()).mkdir()
+pytestmark = pytest.mark.usefixtures("own_folders")
 
 
 @pytest.fixture(scope="module")
@@ -73,16 +54,6 @@ def opened(box, server):
 @pytest.fixture
 def client(opened):
     return Client(opened.address, opened.server.token)
-
-
-def gone(pid: int) -> bool:
-    """Wait until a process is gone, or a zombie."""
-    end = time.monotonic() + 15
-    while time.monotonic() < end:
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return True
-        time.sleep(0.05)
-    return False
 
 
 class TestServer:
@@ -372,18 +343,6 @@ class TestStop:
         finally:
             others.kill()
             others.wait(10)
-
-
-@pytest.fixture
-def entry_point(tmp_path, monkeypatch):
-    """jupyter_client finds the provisioner as it does where nbkit is installed."""
-    about = tmp_path / "site" / "nbkit_box-0.dist-info"
-    about.mkdir(parents=True)
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: nbkit-box\nVersion: 0\n")
-    (about / "entry_points.txt").write_text(
-        f"[jupyter_client.kernel_provisioners]\n{kernels.PROVISIONER} = nbkit.remote.provisioner:BoxProvisioner\n"
-    )
-    monkeypatch.syspath_prepend(about.parent)
 
 
 class TestKernels:

@@ -6,11 +6,9 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -21,38 +19,19 @@ from bench import nothing_lost
 from nbkit import remote
 from nbkit.errors import NbkitError, RemoteCommandError
 from nbkit.remote import jupyter, kernels, status
-from tests import sshd
+from tests import jupyter_box
 from tests.notebook_client import Client, Kernel
 
 NBKIT = [sys.executable, "-m", "nbkit.cli"]
 
 
+pytestmark = pytest.mark.usefixtures("own_folders", "entry_point")
+
+
 @pytest.fixture(scope="module")
 def server():
-    """An sshd with a home folder of its own; nothing of ours is left there."""
-    folder = Path(tempfile.mkdtemp(prefix="nbk-"))
-    with sshd.running(folder) as server:
-        try:
-            yield server
-        finally:
-            with remote.connect("box", config=server.config) as box:
-                jupyter.stop(box)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(autouse=True)
-def _own_folders(tmp_path, monkeypatch):
-    """What is remembered here, and the kernels of this machine's Jupyter, stay in this test; nbkit is installed."""
-    for name in ("NBKIT_STATE", "XDG_RUNTIME_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / name.lower()))
-        (tmp_path / name.lower()).mkdir()
-    about = tmp_path / "site" / "nbkit_box-0.dist-info"
-    about.mkdir(parents=True)
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: nbkit-box\nVersion: 0\n")
-    (about / "entry_points.txt").write_text(
-        f"[jupyter_client.kernel_provisioners]\n{kernels.PROVISIONER} = nbkit.remote.provisioner:BoxProvisioner\n"
-    )
-    monkeypatch.syspath_prepend(about.parent)
+    with jupyter_box.running() as server:
+        yield server
 
 
 @pytest.fixture

@@ -21,14 +21,6 @@ from tests.ssh_hostile import Doorman, saying, serving
 from tests.sshd import free_port, keygen, need, running
 
 
-@pytest.fixture(scope="module")
-def box(tmp_path_factory):
-    """A server for this module."""
-    need("sshd", "ssh", "ssh-keygen")
-    with running(tmp_path_factory.mktemp("box")) as box:
-        yield box
-
-
 @pytest.fixture(scope="module", params=["paramiko", "ssh"])
 def engine(request):
     """What carries the session: every test that asks for it runs over both."""

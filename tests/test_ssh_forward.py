@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import os
 import socket
-import socketserver
 import subprocess
 import sys
 import threading
@@ -18,55 +17,8 @@ import pytest
 from nbkit.errors import HostKeyError, NbkitError
 from nbkit.ssh import connect, forward, peers
 from nbkit.ssh.forward import PortTakenError
-from tests.sshd import free_port, need, running
-
-WAIT_S = 60
-
-
-class Echo(socketserver.BaseRequestHandler):
-    """Sends back what comes."""
-
-    def handle(self):
-        with contextlib.suppress(OSError):
-            while data := self.request.recv(1 << 16):
-                self.request.sendall(data)
-
-
-class Listener(socketserver.ThreadingTCPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 1024
-
-
-class UnixListener(Listener):
-    address_family = socket.AF_UNIX
-
-
-@contextlib.contextmanager
-def echoing(server):
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(timeout=10)
-
-
-@pytest.fixture(scope="module")
-def echo():
-    """Port of an echo server."""
-    with echoing(Listener(("127.0.0.1", 0), Echo)) as server:
-        yield server.server_address[1]
-
-
-@pytest.fixture(scope="module")
-def box(tmp_path_factory):
-    """A server for this module."""
-    need("sshd", "ssh", "ssh-keygen")
-    with running(tmp_path_factory.mktemp("box")) as box:
-        yield box
+from tests.echoing import WAIT_S, Echo, UnixListener, echoing, ours, talk, until
+from tests.sshd import free_port, running
 
 
 @pytest.fixture(params=["paramiko", "ssh"])
@@ -80,37 +32,6 @@ def session(box, engine):
     """A session of the test's own."""
     with connect("box", config=box.config, ask=None, engine=engine) as session:
         yield session
-
-
-def talk(port: int, content: bytes) -> bytes:
-    """Send all, say that it was all, and read until the end."""
-    with socket.create_connection(("127.0.0.1", port), timeout=WAIT_S) as line:
-        sender = threading.Thread(target=_send, args=(line, content), daemon=True)
-        sender.start()
-        parts = []
-        while data := line.recv(1 << 16):
-            parts.append(data)
-        sender.join(timeout=WAIT_S)
-        return b"".join(parts)
-
-
-def _send(line: socket.socket, content: bytes) -> None:
-    with contextlib.suppress(OSError):
-        line.sendall(content)
-        line.shutdown(socket.SHUT_WR)
-
-
-def ours() -> list[str]:
-    """Names of the threads that are not the echo server's."""
-    return sorted(t.name for t in threading.enumerate() if "process_request" not in t.name and "_send" not in t.name)
-
-
-def until(condition, what: str):
-    """Wait for `condition`."""
-    end = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
 
 
 class TestBytes:

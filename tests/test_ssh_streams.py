@@ -25,27 +25,11 @@ from tests.chaos.streams import run as soak
 from tests.chaos.streams import through
 from tests.chaos.transfer import small_disk
 from tests.delay_proxy import delayed
-from tests.sshd import free_port, need, running
-from tests.test_ssh_forward import Echo, Listener, UnixListener, echoing, talk, until
-from tests.test_ssh_forward import ours as named
+from tests.echoing import WAIT_S, Echo, Listener, UnixListener, echoing, talk, until
+from tests.echoing import ours as named
+from tests.sshd import free_port, running
 
-WAIT_S = 60
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def echo():
-    """Port of an echo server."""
-    with echoing(Listener(("127.0.0.1", 0), Echo)) as server:
-        yield server.server_address[1]
-
-
-@pytest.fixture(scope="module")
-def box(tmp_path_factory):
-    """A server for this module."""
-    need("sshd", "ssh", "ssh-keygen")
-    with running(tmp_path_factory.mktemp("box")) as box:
-        yield box
 
 
 @pytest.fixture(params=["paramiko", "ssh"])

@@ -10,15 +10,7 @@ import pytest
 
 from nbkit.errors import AuthenticationError, HostKeyError
 from nbkit.ssh import connect, resolve
-from tests.sshd import keygen, need, running
-
-
-@pytest.fixture(scope="module")
-def box(tmp_path_factory):
-    """A server for this module."""
-    need("sshd", "ssh", "ssh-keygen")
-    with running(tmp_path_factory.mktemp("box")) as box:
-        yield box
+from tests.sshd import keygen, running
 
 
 def certify(folder: Path, host_key: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -100,6 +101,16 @@ def list_(host: str | None, config: str | None, python: str, as_json: bool) -> N
         click.echo(f"No kernel of ours runs on {host}.", err=True)
 
 
+def _one_of_a_host(verb: Callable[..., None]) -> Callable[..., None]:
+    """HOST and ID as arguments, and how the host is reached."""
+    options = (
+        click.argument("host"), click.argument("kernel_id", metavar="[ID]", default=""), host_options, json_option,
+    )  # fmt: skip
+    for option in reversed(options):
+        verb = option(verb)
+    return verb
+
+
 def _described(each: dict[str, Any]) -> tuple[str, str, str]:
     since = time.strftime("%Y-%m-%d %H:%M", time.localtime(each["since"])) if each.get("since") else ""
     what = each["name"] or each.get("of") or "of a Jupyter elsewhere"
@@ -135,10 +146,7 @@ def rm(names: tuple[str, ...]) -> None:
     "ID, or the beginning of it, is needed where several run; nbkit kernel list HOST shows them.\n\n\b\nExamples:\n"
     "  nbkit kernel attach gpu-box\n  nbkit kernel attach gpu-box 3f2a"
 )
-@click.argument("host")
-@click.argument("kernel_id", metavar="[ID]", default="")
-@host_options
-@json_option
+@_one_of_a_host
 def attach(host: str, kernel_id: str, config: str | None, python: str, as_json: bool) -> None:
     from nbkit.remote import connect, kernels
 
@@ -157,10 +165,7 @@ def attach(host: str, kernel_id: str, config: str | None, python: str, as_json: 
     f"hear it.\n\n{HOST} ID, or the beginning of it, is needed where several run. Texts only; 64 MiB are kept until the "
     "kernel ends or restarts.\n\n\b\nExamples:\n  nbkit kernel logs gpu-box\n  nbkit kernel logs gpu-box 3f2a --json"
 )
-@click.argument("host")
-@click.argument("kernel_id", metavar="[ID]", default="")
-@host_options
-@json_option
+@_one_of_a_host
 def logs(host: str, kernel_id: str, config: str | None, python: str, as_json: bool) -> None:
     from nbkit.remote import connect, jupyter, kernels
     from nbkit.ssh.text import coloured

@@ -13,7 +13,7 @@ from nbkit.errors import RemoteCommandError, UnreachableError
 from nbkit.remote import program
 from nbkit.remote.box import Box
 
-_PROGRAM = "jupyter"
+_MODULES = ("owned", "server", "kernel", "jupyter")
 _ANSWER_S = 30.0
 _PIECE = 4 << 20
 _TIMEOUT_S = 90.0  # the program itself gives a server 60 s
@@ -197,7 +197,7 @@ def forget_kernel(box: Box, kernel_id: str) -> None:
 
 def _call(box: Box, do: str, **more: Any) -> dict[str, Any]:
     try:
-        return box.call(_PROGRAM, {"do": do, **more}, timeout_s=_TIMEOUT_S)
+        return box.call(program.bundle(*_MODULES), {"do": do, **more}, timeout_s=_TIMEOUT_S)
     except RemoteCommandError as error:  # the program does not know what the user calls the box
         raise RemoteCommandError(error.message, hint=error.hint.replace("HOST", box.host)) from error
 
