@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -16,6 +17,7 @@ from nbkit.errors import RemoteCommandError, RunError
 from nbkit.remote import connect, mirror, work
 from nbkit.widgets.feed import Feed
 from nbkit.widgets.live import watch
+from nbkit.widgets.summary import summary
 from tests import sshd
 from tests.test_cli_work import Laptop
 from tests.test_remote_work import end_all, finished, until
@@ -156,6 +158,27 @@ class TestMirror:
         with pytest.raises(RunError, match="is not running: stopped"):
             run.stop()
 
+    def test_what_is_asked_while_the_link_is_away(self, box, server, trains):
+        """It is told in order when the link is back, and nobody waits for that; a wish that is refused is an error at once."""
+        found = trains(100000, 0.05)
+        run = mirror.watch(box, found.id)
+        server.stop()
+        try:
+            until(lambda: run.status.away, 30)
+            began = time.monotonic()
+            run.pause()
+            run.unpause()
+            run.stop()
+            assert time.monotonic() - began < 10
+            assert run.status.doing.endswith("connecting again; then it is asked to pause, go on, stop")
+        finally:
+            server.start()
+        assert "stopped" == ended(run).state
+        assert not (there(found, run) / "PAUSE").exists()
+        assert "nbkit pull" in repr(summary(Feed(run)))
+        with pytest.raises(RemoteCommandError, match="absent"):
+            run._mirror.asker.ask("pause", on=True, run="absent")
+
     def test_process_that_is_gone(self, box, trains):
         """A run whose process was killed there has failed, and it is said where and where to look."""
         found = trains(100000, 0.05)
@@ -194,8 +217,24 @@ class TestViews:
         """Outside a notebook nbkit.watch(on=...) prints where the run stands, and returns it."""
         found = trains(20, 0.05)
         run = watch(found.id, on=box)
-        assert f"{run.id}: " in capsys.readouterr().out
+        assert f"{run.id} on box: " in capsys.readouterr().out
         assert "done" == ended(run).state
+
+    def test_watch_finds_what_was_begun_here(self, box, server, trains, capsys, tmp_path, monkeypatch):
+        """A name is enough for a run that this machine began, wherever; one that means a run here too is an error."""
+        monkeypatch.setenv("NBKIT_RUNS", str(tmp_path / "runs"))
+        (tmp_path / "steps.py").write_text(STEPS)
+        found = work.begin(box, tmp_path / "steps.py", arguments=["20", "0.05"], config=str(server.config))
+        run = watch("steps")
+        assert (found.id, "done") == (run.work, ended(run).state)
+        capsys.readouterr()
+        here = tmp_path / "runs" / found.id
+        shutil.copytree(run.path, here)
+        with pytest.raises(RunError, match=f"{found.id} on box"):
+            watch(found.id[:20])
+        assert here == watch(here).path
+        with pytest.raises(RunError, match="no run 'absent'"):
+            watch("absent")
 
     def test_dashboard_of_a_run_there(self, kernel, server, trains, tmp_path):  # noqa: F811
         """In a notebook it is the dashboard; its Stop reaches the box; the picture stays when the run has ended."""

@@ -54,17 +54,16 @@ def watch(run: str | None, samples: bool, host: str, config: str | None, python:
                 say(f"{work.id} on {work.box.host}; it is shown once it trains.")
             name = str(trains[-1]["id"]) if trains else work.id
             found = mirror.watch(work.box, name if run or work.active else "")
-            _follow(found, f"{found.work} --on {work.box.host}", samples=samples, as_json=as_json)
+            _follow(found, samples=samples, as_json=as_json)
         return
     if config or python:
         raise click.UsageError("-F and --python are for a box: name it with --on HOST")
     from nbkit.training import latest
 
-    chosen = latest(run)
-    _follow(chosen, chosen.id, samples=samples, as_json=as_json)
+    _follow(latest(run), samples=samples, as_json=as_json)
 
 
-def _follow(chosen: Run, name: str, *, samples: bool, as_json: bool) -> None:
+def _follow(chosen: Run, *, samples: bool, as_json: bool) -> None:
     try:
         if as_json:
             _stream(chosen)
@@ -75,7 +74,9 @@ def _follow(chosen: Run, name: str, *, samples: bool, as_json: bool) -> None:
     except KeyboardInterrupt:
         status = chosen.status
         goes_on = (
-            f"{chosen.id} goes on. Stop it with: nbkit stop {name}" if status.active else f"{chosen.id} has ended."
+            f"{chosen.id} goes on. Stop it with: nbkit stop {chosen.named}"
+            if status.active
+            else f"{chosen.id} has ended."
         )
         click.echo(f"\nNot watching any more; {goes_on}", err=True)
         sys.exit(130)
@@ -96,7 +97,7 @@ def _log(run: Run) -> None:
         feed.poll()
         head = feed.head or Head()
         if head.line != shown and (time.monotonic() >= due or head.state != state):
-            click.echo(f"{run.id} · {head.line}")
+            click.echo(f"{run.title} · {head.line}")
             shown, state, due = head.line, head.state, time.monotonic() + _LINE_EVERY_S
         if not feed.status.active:
             return
@@ -115,7 +116,7 @@ def _redraw(run: Run, *, samples: bool) -> None:
     while True:
         feed.poll()
         width = min(shutil.get_terminal_size().columns, 110) - 1
-        lines = [run.id[:width], *screen(feed, width, plain=plain, colour=colour, samples=samples)]
+        lines = [run.title[:width], *screen(feed, width, plain=plain, colour=colour, samples=samples)]
         up = f"\x1b[{drawn}A" if drawn else ""
         sys.stdout.write(up + "".join(f"\x1b[2K{line}\n" for line in lines) + "\x1b[J")
         sys.stdout.flush()

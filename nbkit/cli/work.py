@@ -67,7 +67,10 @@ def run(
         say(f"{begun.about['file']} runs on {host} as {begun.id}.")
         if detach:
             _end(begun, as_json=as_json)
-            say(f"  Watch: nbkit attach {begun.id}\n  End:   nbkit stop {begun.id}")
+            say(
+                f'  Watch: nbkit watch {begun.id}, or nbkit.watch("{begun.id}") in a notebook\n'
+                f"  Back:  nbkit attach {begun.id}\n  End:   nbkit stop {begun.id}"
+            )
             return
         sys.exit(_attached(begun, as_json=as_json))
 

@@ -10,6 +10,7 @@ import base64
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 from nbkit import atomic, folders
 from nbkit.errors import NbkitError, RemoteCommandError, RunError
+from nbkit.remote.asking import Asker
 from nbkit.remote.box import Box
 from nbkit.remote.work import Work, find, stream, works
 from nbkit.training import Run
@@ -28,7 +30,7 @@ _WHOLE = ("config.yaml", "status.json")
 
 
 class MirroredRun(Run):
-    """A run on a box. `stop`, `pause` and `unpause` reach it there.
+    """A run on a box. `stop`, `pause` and `unpause` reach it there, those of a lost link when that is back.
 
     Attributes:
         work: Names, on its box, what trains it.
@@ -37,7 +39,15 @@ class MirroredRun(Run):
 
     def __init__(self, path: Path, mirror: Mirror) -> None:
         super().__init__(path)
-        self._mirror, self.work = mirror, mirror.work.id
+        self._mirror, self.work, self.host = mirror, mirror.work.id, mirror.box.host
+
+    @property
+    def named(self) -> str:
+        return f"{self.work} --on {self.host}"
+
+    @property
+    def again(self) -> str:
+        return f'nbkit.watch("{self.work}", on="{self.host}")'
 
     @property
     def error(self) -> NbkitError | None:
@@ -56,8 +66,11 @@ class MirroredRun(Run):
             )  # fmt: skip
         if mirror.error is not None:
             return replace(seen, state="stalled", doing=f"not seen any more: {mirror.error.message}")
+        wishes = f"; then it is asked to {', '.join(mirror.asker.waiting)}" if mirror.asker.waiting else ""
         if mirror.lost:
-            return replace(seen, doing=f"the link to {mirror.box.host} is lost, connecting again")
+            return replace(seen, away=True, doing=f"the link to {mirror.box.host} is lost, connecting again{wishes}")
+        if mirror.asker.refused:
+            seen = replace(seen, doing=mirror.asker.refused)
         ours = replace(seen, updated=seen.updated - mirror.ahead_s)
         return replace(seen, state="stalled") if self._silent(ours) else seen
 
@@ -82,6 +95,7 @@ class Mirror:
         gone: The run's process there has ended without a word.
         ahead_s: How far the box's clock is ahead of ours.
         wishes: What was asked of it there: STOP, PAUSE.
+        asker: Asks it.
     """
 
     def __init__(self, work: Work, run: str = "", *, owned: bool = False) -> None:
@@ -95,6 +109,7 @@ class Mirror:
         self._path: Path | None = None
         self._begun = threading.Event()
         self._thread = threading.Thread(target=self._keep_up, name=f"mirror {work.id}", daemon=True)
+        self.asker = Asker(work, self._thread.is_alive)
 
     def start(self, timeout_s: float = BEGIN_S) -> MirroredRun:
         """Begin, and wait until the run has.
@@ -118,12 +133,12 @@ class Mirror:
         self._thread.join(timeout_s)
 
     def ask(self, what: str, *, on: bool) -> None:
-        """Ask the run to stop or pause, or take that back.
+        """Ask the run to stop or pause, or take that back; while the link is away, when it is back.
 
-        Raises: UnreachableError; RemoteCommandError.
+        Raises: UnreachableError when it will not come back; RemoteCommandError.
         """
         assert self._path is not None
-        self.work.wish(what, on=on, run=self._path.name)
+        self.asker.ask(what, on=on, run=self._path.name)
 
     def _keep_up(self) -> None:
         try:
@@ -181,24 +196,39 @@ class Mirror:
                 os.close(handle)
 
 
-def watch(box: Box, name: str = "", *, owned: bool = False, timeout_s: float = BEGIN_S) -> MirroredRun:
+def watch(
+    box: Box,
+    name: str = "",
+    *,
+    owned: bool = False,
+    timeout_s: float = BEGIN_S,
+    say: Callable[[str], None] = lambda _: None,
+) -> MirroredRun:
     """The training run called `name`, or the newest of the run called so, or the newest of all, as a Run of this machine.
 
     Args:
         owned: Close the box when the run has ended.
+        say: Told when a run has to be waited for.
 
     Raises: RemoteCommandError, RunError when there is none; UnreachableError.
     """
     if name:
         work = find(box, name)
         run = next((str(one["id"]) for one in work.about["runs"] if one["id"].startswith(name)), "")
+        _say_waiting(work, say)
         return Mirror(work, run, owned=owned).start(timeout_s)
     newest = next((work for work in works(box) if work.active or work.about["runs"]), None)
     if newest is None:
         raise RemoteCommandError(
             f"Nothing that nbkit run began trains on {box.host}.", hint=f"nbkit runs --on {box.host}"
         )
+    _say_waiting(newest, say)
     return Mirror(newest, owned=owned).start(timeout_s)
+
+
+def _say_waiting(work: Work, say: Callable[[str], None]) -> None:
+    if work.active and not work.about["runs"]:
+        say(f"{work.id} on {work.box.host} does not train yet; it is shown once it does.")
 
 
 def _place(work: Work) -> Path:

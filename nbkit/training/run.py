@@ -38,8 +38,12 @@ class Run:
 
     Args:
         path: The directory; it must hold a status.json.
+    Attributes:
+        host: The box that it is on, as it was named; empty for a run of this machine.
     Raises: RunError when it is not a run.
     """
+
+    host = ""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -50,6 +54,21 @@ class Run:
     def id(self) -> str:
         """The directory's name."""
         return self.path.name
+
+    @property
+    def title(self) -> str:
+        """Its id, and the box that it is on."""
+        return f"{self.id} on {self.host}" if self.host else self.id
+
+    @property
+    def named(self) -> str:
+        """What `nbkit stop`, `pause` and `watch` call it."""
+        return self.id
+
+    @property
+    def again(self) -> str:
+        """What shows it anew, in a cell."""
+        return "nbkit.watch()"
 
     @property
     def adapter(self) -> Path:
@@ -183,11 +202,11 @@ class Run:
             ("minutes", f"{(status.updated - status.started) / 60:.1f}"),
             ("result", self.adapter.name if self.adapter.is_dir() else None),
         ]
-        return Table(["run", self.id], facts)
+        return Table(["run", self.title], facts)
 
     def __repr__(self) -> str:
         status = self.status
-        return f"Run({self.id}: {status.state}, step {status.step} of {status.max_steps})"
+        return f"Run({self.title}: {status.state}, step {status.step} of {status.max_steps})"
 
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()

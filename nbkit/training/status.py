@@ -21,6 +21,7 @@ class Status:
 
     Attributes:
         started: When the run began or was last resumed: "the newest run" is the one with the latest.
+        away: It is not seen now: the link to the box that it is on is lost.
         doing: What it is at, in words, where the state word does not say ("loading the model"); often empty.
         resumed_from: The step it was last resumed from; 0 for a run that began anew.
     """
@@ -37,6 +38,7 @@ class Status:
     hint: str = ""
     resumed_from: int = 0
     doing: str = ""
+    away: bool = False
 
     @property
     def active(self) -> bool:

@@ -7,6 +7,7 @@ const SILENT_MS = 20000;  // the kernel says something every 5 s while the run g
 const STEP = 0, LOSS = 2, SMOOTH = 3, RATE = 4, GRADIENT = 5, SPEED = 6;  // of a row; 1 is seconds
 const LEFT = 44, RIGHT = 8, TOP = 6;  // margins of a chart, in pixels
 const ENDED = new Set(["done", "stopped", "failed"]);
+const ASKED = { stop: "stopping after this step…", pause: "pausing after this step…", resume: "resuming…" };
 // A state is told by its word, its shape (a path on a 14 by 14 grid, filled or drawn with a pen) and its colour.
 const STATES = {
   waiting: ["quiet", "M12 7A5 5 0 1 1 7 2", "pen"],
@@ -92,7 +93,7 @@ export class Store {
   }
 
   clear(run) {
-    Object.assign(this, { rows: [], evals: [], loads: [], samples: [], head: {}, machine: {}, run });
+    Object.assign(this, { rows: [], evals: [], loads: [], samples: [], head: {}, machine: {}, run, named: run, again: "nbkit.watch()" });
   }
 
   // Take a snapshot (`history`) or a delta, numbered by `n`. Returns false when deltas were missed in between.
@@ -102,6 +103,7 @@ export class Store {
     const { history, n = this.n } = message;
     const old = !history && message.n != null && n <= this.n;  // seen before, or a sign of life
     if (history) this.clear(history.run);
+    for (const name of ["named", "again"]) if (history?.[name]) this[name] = history[name];
     const complete = history || message.frozen || n <= this.n + 1 || this.n < 0;
     this.n = Math.max(n, history ? n : this.n);
     const { rows = [], evals = [], loads = [], samples = [], head, machine, back } = old ? {} : history || message;
@@ -214,13 +216,13 @@ class View {
     if (message.ack) this.answered(message);
     if (message.head || message.machine || message.history) this.showHead();
     if (message.samples || message.history) this.listSamples();
-    if (this.silent) { this.silent = false; this.say(this.store.head.doing || ""); }
+    if (this.silent) { this.silent = false; this.say(this.store.head.doing || "", this.store.head.away); }
     this.root.dataset.rows = this.store.rows.length;
     this.redraw();
   }
 
   showHead() {
-    const { state = "waiting", step = 0, steps = 0, loss, speed, memory, eta, doing, cause, hint } = this.store.head;
+    const { state = "waiting", step = 0, steps = 0, loss, speed, memory, eta, doing, away, cause, hint } = this.store.head;
     const { reason } = this.store.machine, ended = ENDED.has(state), [tone, path, pen] = STATES[state] || STATES.waiting;
     const texts = { state, step: `step ${step}/${steps || "?"}`, loss: loss && `loss ${loss}`, speed, memory: memory && `${memory} GiB`,
       eta: eta && `ETA ${eta}`, run: `${this.store.run} · live widget${reason ? ` · ${reason}` : ""}`, cause,
@@ -237,14 +239,16 @@ class View {
     this.shape.setAttribute("class", pen ? "nbkit-pen" : "");
     const settled = { stop: ended, pause: state === "paused" || ended, resume: state !== "paused" };
     if (this.pending && settled[this.pending]) this.pending = null;
-    if (!this.pending) { clearTimeout(this.timer); this.say(doing || ""); }
+    if (!this.pending || away) { clearTimeout(this.timer); this.say(doing || "", away); }
+    else if (this.away) this.say(ASKED[this.pending]);
+    this.away = away;
     this.enable();
   }
 
   // For pages whose notebook cannot be reached from here. frozen.py made the HTML and escaped what it was told.
   freeze(html) {
     this.root.innerHTML = html;
-    this.root.append(node("p", {}, "Shown by the kernel. To keep it in the notebook: nbkit.watch() in a cell"));
+    this.root.append(node("p", {}, `Shown by the kernel. To keep it in the notebook: ${this.store.again} in a cell`));
   }
 
   enable() {
@@ -261,11 +265,11 @@ class View {
   ask(word) {
     this.pending = word;
     this.model.send({ kind: word });
-    this.say({ stop: "stopping after this step…", pause: "pausing after this step…", resume: "resuming…" }[word]);
+    this.say(ASKED[word]);
     this.enable();
     clearTimeout(this.timer);
     this.timer = setTimeout(() => {
-      const terminal = word === "stop" ? `nbkit stop ${this.store.run} in a terminal` : "click again when the cell has ended";
+      const terminal = word === "stop" ? `nbkit stop ${this.store.named} in a terminal` : "click again when the cell has ended";
       this.say(`kernel busy: use the kernel's interrupt button, or ${terminal}`, true);
       if (word !== "stop") { this.pending = null; this.enable(); }
     }, ACK_MS);
@@ -274,6 +278,7 @@ class View {
   answered({ ack, error }) {
     clearTimeout(this.timer);
     if (error) { this.pending = null; this.say(error, true); this.enable(); }
+    else if (this.store.head.away) this.showHead();
     else if (this.pending === ack && ack === "stop") this.say("stopping after this step: a checkpoint and the adapter are saved");
     else if (this.pending === ack && ack === "pause") this.say("pausing after this step: a checkpoint is saved");
   }
@@ -281,7 +286,7 @@ class View {
   listen() {
     if (ENDED.has(this.store.head.state) || Date.now() - this.store.heard < SILENT_MS) return;
     this.silent = true;
-    this.say("no word from the kernel; the run may go on: nbkit.watch() in a cell shows it", true);
+    this.say(`no word from the kernel; the run may go on: ${this.store.again} in a cell shows it`, true);
   }
 
   listSamples() {
@@ -345,7 +350,7 @@ class View {
         ? [{ points: pick(LOSS), color: color("train"), alpha: 0.35, width: 1 }, { points: pick(SMOOTH), color: color("train"), width: 2 },
            { points: evals, color: color("eval"), alpha: 0.55, width: 1.5, dots: true }]
         : small(panel.load ? during.map((load) => [load[0], load[panel.load]]) : pick(panel.column));
-      const none = ENDED.has(head.state) ? "nothing recorded" : panel.load ? "a reading comes each second" : "waiting for the first step";
+      const none = ENDED.has(head.state) || (rows.length > 1 && !panel.load) ? "nothing recorded" : panel.load ? "a reading comes each second" : "waiting for the first step";
       const limit = machine.gpu ? { memory: machine.total, percent: 100 }[panel.key] : null;
       paint(this.panels[panel.key].canvas, { lines, span, limit, none, axis: panel.main, zero: panel.zero, cap: panel.cap, log: panel.main && this.log,
         hover: this.hover, ink: style.color, paper: color("paper"), font: style.fontFamily });

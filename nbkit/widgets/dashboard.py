@@ -60,7 +60,7 @@ class Dashboard(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no 
 
     def __repr__(self) -> str:
         # What a notebook saved in mid-run shows on GitHub, and what notebooks are compared by: no address.
-        return f"{self.feed.run.id}: a live view; nbkit.watch() in a cell shows the run as it is now"
+        return f"{self.feed.run.title}: a live view; {self.feed.run.again} in a cell shows the run as it is now"
 
     def whole(self) -> dict[str, Any]:
         """Everything so far, as a page takes it; when frozen, what takes the widget's place."""

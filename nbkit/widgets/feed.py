@@ -90,7 +90,9 @@ class Feed:
         """All of it, thinned, as one message: what a page that connects needs."""
         with self._lock:
             return {
-                "run": self.run.id,
+                "run": self.run.title,
+                "named": self.run.named,
+                "again": self.run.again,
                 "rows": list(self.series.rows),
                 "evals": list(self.series.evals),
                 "loads": thinned_loads(self.loads, RING),
@@ -167,7 +169,8 @@ class Feed:
         losses = [row.loss for row in series.rows[-5:] if row.loss is not None]
         speed, unit = series.recent_speed, "tok/s" if series.counts_tokens else "steps/s"
         pace = series.step_seconds
-        left = (status.max_steps - step) * pace if pace and status.state in {"training", "evaluating"} else None
+        moves = status.state in {"training", "evaluating"} and not status.away
+        left = (status.max_steps - step) * pace if pace and moves else None
         return Head(
             state=status.state,
             step=step,
@@ -179,6 +182,7 @@ class Feed:
             doing=status.doing,
             cause=status.cause,
             hint=status.hint,
+            away=status.away,
         )
 
     def _memory(self) -> str:

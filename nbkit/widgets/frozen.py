@@ -28,7 +28,7 @@ class Frozen:
     def __init__(self, feed: Feed) -> None:
         self._table = summary(feed)
         image = base64.b64encode(svg(feed).encode()).decode()
-        told = escape(f"{feed.run.id}: {(feed.head or Head()).line}", quote=True)
+        told = escape(f"{feed.run.title}: {(feed.head or Head()).line}", quote=True)
         self._html = (
             f'<div><img alt="{told}" width="{WIDTH}" style="max-width:100%" src="{_ADDRESS}{image}">'
             f"{self._table._repr_html_()}{samples_html(feed)}</div>"

@@ -21,6 +21,7 @@ class Head:
     doing: str = ""
     cause: str = ""
     hint: str = ""
+    away: bool = False
 
     @property
     def facts(self) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 from nbkit import training
 from nbkit.display import choice, in_notebook
+from nbkit.errors import RunError
 from nbkit.training import Run, latest
 from nbkit.widgets.feed import Feed
 from nbkit.widgets.frozen import Frozen
@@ -46,8 +47,8 @@ start = _shown(training.start)
 def watch(run: Run | str | Path | None = None, *, on: str | Box | None = None) -> Run:
     """Show a run live: the newest one, or the one named; it may belong to another kernel. Returns at once.
 
-    With `on`, a host or an open box, it is one of what `nbkit run` began there; this waits until it trains. Its files are
-    copied here as they grow, through lost links; Stop and Pause reach the box.
+    With `on`, a host or an open box, it is one of what `nbkit run` began there; so is a name of what this machine began so.
+    This waits until it trains. Its files are copied here as they grow, through lost links; Stop and Pause reach the box.
 
     Use it after a reload, a kernel restart, or from a second notebook. When the run ends its view becomes a picture and a
     table that stay in the saved notebook; a run that has ended already shows as that.
@@ -55,10 +56,10 @@ def watch(run: Run | str | Path | None = None, *, on: str | Box | None = None) -
     Raises: RunError when there is no such run; with `on` what keeps the box from being reached, too.
     """
     if not isinstance(run, Run):
-        run = latest(run) if on is None else _there(str(run or ""), on)
+        run = _found(run, on)
     how, why = choice()
     if how == "text" or not in_notebook():
-        print(f"{run.id}: {run.headline()}")
+        print(f"{run.title}: {run.headline()}")
         if in_notebook():
             print(f"as text: {why}; {_OVERRIDE}")
         return run
@@ -77,14 +78,36 @@ def watch(run: Run | str | Path | None = None, *, on: str | Box | None = None) -
     return run
 
 
-def _there(name: str, on: str | Box) -> Run:
+def _found(name: str | Path | None, on: str | Box | None) -> Run:
+    """The run called so, here or on a box."""
+    if on is not None:
+        return _there(str(name or ""), on)
+    if not isinstance(name, str):
+        return latest(name)
+    from nbkit.remote import begun
+
+    try:
+        run = latest(name)
+    except RunError:
+        known = begun.find(name)
+        if known is None:
+            raise
+        return _there(known.id, known.host, config=known.config or None, python=known.python)
+    if run.id != name and (known := begun.find(name)) is not None:
+        raise RunError(
+            f"{name!r} is {run.id} here, and {known.id} on {known.host}.", hint="write more of the id, or say on=HOST"
+        )
+    return run
+
+
+def _there(name: str, on: str | Box, *, config: str | None = None, python: str = "") -> Run:
     from nbkit.remote import connect, mirror
 
     if not isinstance(on, str):
-        return mirror.watch(on, name)
-    box = connect(on)
+        return mirror.watch(on, name, say=print)
+    box = connect(on, config=config, python=python)
     try:
-        return mirror.watch(box, name, owned=True)
+        return mirror.watch(box, name, owned=True, say=print)
     except BaseException:
         box.close()
         raise

@@ -55,8 +55,8 @@ def picture(feed: Feed, *, inline: bool, points: int = 240, note: str = "", meta
         metadata: Text kept inside, for whoever reads the file again.
     """
     head = feed.head or Head()
-    drawn = "".join((_card(head, feed.run.id, note, _reason(feed)), *_charts(feed, points)))
-    label = escape(f"{feed.run.id}: {head.line}", quote=True)
+    drawn = "".join((_card(head, feed.run.title, note, _reason(feed)), *_charts(feed, points)))
+    label = escape(f"{feed.run.title}: {head.line}", quote=True)
     kept = f'<metadata id="nbkit-run">{escape(metadata, quote=False)}</metadata>' if metadata else ""
     size = "" if inline else f'height="{HEIGHT}" '
     return (

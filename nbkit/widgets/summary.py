@@ -111,7 +111,7 @@ def summary(feed: Feed) -> Table:
         (f"peak {found['memory']}", f"{gib(found['peak_gib'])} GiB" if "peak_gib" in found else None),
         ("result", _result(feed)),
     ]
-    return Table(["run", feed.run.id], [(name, text) for name, text in lines if text])
+    return Table(["run", feed.run.title], [(name, text) for name, text in lines if text])
 
 
 def samples_html(feed: Feed) -> str:
@@ -141,7 +141,11 @@ def _arrow(first: float | None, last: float | None) -> str | None:
 
 
 def _result(feed: Feed) -> str | None:
-    """The folder of the result, from the folder of the notebook; never a path of the whole machine."""
+    """The folder of the result, from the folder of the notebook; never a path of the whole machine. Of a run on a box the
+    line that fetches it.
+    """
+    if feed.run.host:
+        return f"nbkit pull {feed.run.named}"
     folder = feed.run.adapter
     if not folder.is_dir():
         return None

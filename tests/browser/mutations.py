@@ -148,6 +148,26 @@ MUTATIONS = (
         "dashboard.close()",
     ),
     Mutation(
+        "test_remote_run.py::test_live_through_a_lost_link_and_stopped_from_here",
+        "waiting for the link with a click",
+        "nbkit/remote/asking.py",
+        "if not self._seen() or self._work.box.session.error is not None:",
+        "if True:",
+    ),
+    Mutation(
+        "test_remote_run.py::test_live_through_a_lost_link_and_stopped_from_here",
+        "making the link again",
+        "nbkit/remote/work.py",
+        "    box.session.hold(changed)\n",
+    ),
+    Mutation(
+        "test_remote_run.py::test_live_through_a_lost_link_and_stopped_from_here",
+        "the result of a run on a box",
+        "nbkit/widgets/summary.py",
+        'return f"nbkit pull {feed.run.named}"',
+        "return None",
+    ),
+    Mutation(
         "test_stop.py::test_stop_ends_training_and_keeps_the_adapter",
         "Stop",
         _DASHBOARD,
