@@ -288,16 +288,19 @@ def _answer_ai(row: Row) -> Call:
 
 
 def _capacity(row: Row) -> Call:
-    """Unsloth's table of the longest row that fits, its Hugging Face column: TRL 0.12 with FlashAttention 2.
+    """Unsloth's table of the longest row that fits (December 2024), its Hugging Face column: TRL 0.12, transformers 4.46,
+    FlashAttention 2.
 
-    Adapters become bfloat16 on quantised weights (peft_module_casting_to_bf16); the loss is transformers' of its time.
+    The table's script is not published. What its authors publish of their Hugging Face baseline (unslothai/unsloth,
+    tests/utils/hf_utils.py, setup_model) calls peft.prepare_model_for_kbit_training and hands a PeftModel to SFTTrainer,
+    which then leaves it alone (trl/trainer/sft_trainer.py, 0.12.2): embedding, head and norms stay float32, adapters too.
     """
     from nbkit.memory import Program
 
     program = Program(
         name="TRL 0.12", loss="shifted", upcasts_logits="in the loss", optimizer="adamw 8-bit", autocast="bfloat16",
-        outputs_to_fp32=True, input_grads=True, reentrant=True, casts_quantised_adapters=True, attention="flash",
-        exact=False, bar=0.1,
+        outputs_to_fp32=True, input_grads=True, reentrant=True, casts_unquantised=True, attention="flash", exact=False,
+        bar=0.1,
     )  # fmt: skip
     options = {
         **_shape(row), "program": program, "dtype": "bfloat16", "peft_config": _lora(row, LINEAR),
