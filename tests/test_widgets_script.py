@@ -227,7 +227,10 @@ class TestButtons:
         page.clock.run_for(1500)
         assert "stopping after this step…" == part(page, "note")
         page.clock.run_for(1000)
-        expected = "kernel busy: use the kernel's interrupt button, or nbkit stop 20260101-000000-a in a terminal"
+        expected = (
+            "no answer: the kernel is busy, or its link is lost. Use its interrupt button, "
+            "or nbkit stop 20260101-000000-a in a terminal there"
+        )
         assert expected == part(page, "note")
 
     def test_pause_becomes_resume(self, show):

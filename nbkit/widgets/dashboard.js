@@ -269,8 +269,8 @@ class View {
     this.enable();
     clearTimeout(this.timer);
     this.timer = setTimeout(() => {
-      const terminal = word === "stop" ? `nbkit stop ${this.store.named} in a terminal` : "click again when the cell has ended";
-      this.say(`kernel busy: use the kernel's interrupt button, or ${terminal}`, true);
+      const other = word === "stop" ? `nbkit stop ${this.store.named} in a terminal there` : "click again when the cell has ended";
+      this.say(`no answer: the kernel is busy, or its link is lost. Use its interrupt button, or ${other}`, true);
       if (word !== "stop") { this.pending = null; this.enable(); }
     }, ACK_MS);
   }

@@ -78,6 +78,13 @@ MUTATIONS = (
         "carrier = self._carrier(self._box)",
         "carrier = self._box.session",
     ),
+    Mutation(
+        "test_kernel.py::test_training_there_is_watched_and_stopped_from_here",
+        "the relay under a kernel",
+        "nbkit/remote/provisioner.py",
+        "carrier = self._carrier(self._box)",
+        "carrier = self._box.session",
+    ),
     Mutation("test_live.py::test_draws_curves_and_facts", "drawing", _JS, "if (this.seen) this.draw();"),
     Mutation(
         "test_live.py::test_hover_reads_a_step",

@@ -1,13 +1,18 @@
-"""A kernel of a box in the JupyterLab here: what a cell prints and what a click sends while the link is away."""
+"""A kernel of a box in the JupyterLab here: what a cell prints and what a click sends while the link is away, and training."""
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 
 import pytest
+from board import Board, expect_kept
+from playwright.sync_api import expect
 
 from nbkit import remote
 from nbkit.remote import jupyter, kernels
+from nbkit.training import Run
 from tests import sshd
 from tools.page import Notebook, wait_for
 from tools.page import page as open_page
@@ -26,7 +31,8 @@ def server(lab, tmp_path, monkeypatch):
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(lab.folder / "data"))
     with sshd.running(tmp_path / "box") as server:
         with remote.connect("box", config=server.config, python=sys.executable) as box:
-            kernels.add(box, name="gpu", config=server.config)
+            paths = os.pathsep.join(str(path) for path in (Path(remote.__file__).parents[2], Path(__file__).parent))
+            kernels.add(box, name="gpu", config=server.config, env={"PYTHONPATH": paths})
         try:
             yield server
         finally:
@@ -52,3 +58,28 @@ def test_nothing_is_lost_in_the_page(lab, chrome, server):
         pressed = server.folder / "pressed"
         wait_for(lambda: pressed.exists() and pressed.read_text(), "the click to reach the kernel", 60)
         assert "once " == pressed.read_text()
+
+
+def test_training_there_is_watched_and_stopped_from_here(lab, chrome, server):
+    """The dashboard of a trainer in that kernel is live, after a cut too; a Stop pressed while the link is away is heard once
+    it is back; adapter and run stay on the box, the result in the notebook, which is saved here.
+    """
+    with open_page(chrome) as page:
+        quiet = "%%capture\nimport nbkit, steps\ntrainer = steps.trainer(max_steps=100_000)"  # it shows progress bars
+        cells = [quiet, "run = nbkit.start(trainer)"]
+        book = Notebook(lab, page, "remote/train", cells, kernel="gpu").open().run_all()
+        board = Board(book)
+        board.expect_state("training", timeout_s=90)
+        rows = board.expect_rows(10)
+        server.cut()
+        board.expect_rows(rows + 20)
+        server.stop()
+        board.click("Stop")
+        expect(board.part("note")).to_contain_text("no answer: the kernel is busy, or its link is lost")
+        (path,) = server.folder.glob("runs/*")
+        assert Run(path).status.active
+        server.start()
+        expect_kept(book, "stopped")
+        assert "stopped" == Run(path).status.state
+        assert (path / "adapter" / "adapter_model.safetensors").is_file()
+        assert [] == book.runs()
