@@ -115,10 +115,10 @@ def _ask_nbkit(cases: Sequence[Case]) -> None:
 def _share(case: Case, found: Any) -> None:
     """One device's share of a step that is spread over several, in the sense that the row was measured in."""
     from nbkit.memory.distributed import OUTSIDE_GIB, spread
-    from nbkit.memory.held import FIXED_SHARE
 
     share = spread(found.alone, case.call.how)
-    reserved = share.allocated_gib * (1 + FIXED_SHARE)
+    # What is cached and of no use lies between activations and logits, which each device has for itself.
+    reserved = share.allocated_gib + found.reserved_gib - found.allocated_gib
     outside = sum(OUTSIDE_GIB) / 2
     said = {"allocated_gib": share.allocated_gib, "reserved_gib": reserved, "device_gib": reserved + outside}
     case.said[NBKIT] = said[case.call.compare] * case.call.devices

@@ -53,12 +53,26 @@ class TestHeld:
         assert not found.limited
         assert found.gib > LONGEST.reserved_gib
 
-    @pytest.mark.parametrize("room_gib", [None, 1.01 * LONGEST.allocated_gib])
-    def test_batches_of_one_length_get_a_share(self, room_gib):
-        """Up to the card's end."""
-        found = asked([256] * 9, room_gib=room_gib)
-        assert (room_gib or LONGEST.allocated_gib * (1 + FIXED_SHARE)) == pytest.approx(found.gib)
-        assert room_gib is None or found.limited
+    @pytest.mark.parametrize("lengths", [(), [256] * 9])
+    def test_batches_of_one_length_are_replayed_too(self, lengths):
+        """The same step again and again; what it leaves of no use is said."""
+        found = asked(lengths)
+        assert LONGEST.reserved_gib == pytest.approx(found.gib)
+        assert LONGEST.allocated_gib < found.gib == found.worst_gib
+        assert f"{LONGEST.fragmentation:.0%} of what it reserves" in found.notes[0]
+
+    def test_of_one_length_a_card_bounds_it(self):
+        """Its end, where the step runs there with the cache given back; a card too small bounds nothing."""
+        tight = (LONGEST.allocated_gib + LONGEST.reserved_gib) / 2
+        found = asked([256], room_gib=tight)
+        assert (found.gib <= tight) == found.limited
+        assert LONGEST.reserved_gib == pytest.approx(asked([256], room_gib=0.9 * LONGEST.allocated_gib).gib)
+        roomy = asked([256], room_gib=2 * LONGEST.reserved_gib)
+        assert (True, pytest.approx(LONGEST.reserved_gib)) == (roomy.limited, roomy.gib)
+
+    def test_without_a_trace_one_length_gets_a_share(self):
+        """The layers of the model differ."""
+        assert 2.0 * (1 + FIXED_SHARE) == held(JOB, [256], 2.0, None, lambda *_: None).gib
 
     def test_without_a_trace_varying_lengths_get_a_share(self):
         """The layers of the model differ."""

@@ -123,7 +123,7 @@ def _tokenised(trainer: Any) -> Any:
 def answer(found: source.Source, job: Job, asked: asking.Asked, gpu: str | None) -> Prediction:
     """Run the job and put the Prediction together."""
     chosen = depth.depths(found.config, lambda: fake.layers_of(job.wanted), adapters=job.wanted.peft_config)
-    replayed = job.device == "cuda" and not job.packed and len(set(asked.lengths)) > 1
+    replayed = job.device == "cuda"
     runs = _runs(job, chosen, trace=replayed)
     peak = depth.peak([one.tally for one in runs], chosen)
     paged = depth.affine([one.paged for one in runs], chosen)
