@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -53,6 +55,43 @@ def test_a_typing_error_is_answered_with_the_verb_that_was_meant():
     result = invoke("tunel")
     assert 2 == result.exit_code
     assert "Did you mean 'tunnel'?" in result.output
+
+
+def test_json_speaks_json_of_a_usage_error_too():
+    """A script that reads stdout learns why there is nothing to read, and what tells more."""
+    words = [sys.executable, "-m", "nbkit.cli"]
+    for given, message in (
+        (["fit", "--json"], "Missing argument 'MODEL'."),
+        (["kernel", "list", "--json", "--bad"], "No such option '--bad'."),
+    ):
+        found = subprocess.run([*words, *given], capture_output=True, text=True, timeout=60, check=False)
+        told = json.loads(found.stdout)
+        assert (2, 2, message) == (found.returncode, told["exit_code"], told["message"])
+        assert told["hint"].endswith(f"{given[0]}{' list' if 'list' in given else ''} --help")
+    found = subprocess.run([*words, "run", "a.py", "--on", "x", "--bad", "--", "--json"], capture_output=True, text=True,
+                           timeout=60, check=False)  # fmt: skip
+    assert (2, "") == (found.returncode, found.stdout)  # that --json is the script's
+
+
+def test_ctrl_c_is_exit_code_130_and_no_traceback(tmp_path):
+    """Whatever a verb does, and also while it is still being loaded."""
+    os.mkfifo(tmp_path / "rows.jsonl")
+    words = [sys.executable, "-m", "nbkit.cli", "fit", "embedded", "--data", str(tmp_path / "rows.jsonl")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        handle = os.open(tmp_path / "rows.jsonl", os.O_WRONLY)  # returns when the verb reads
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+        os.close(handle)
+    assert (130, "", "Interrupted.") == (process.returncode, out, err.strip())
+    early = (
+        "import sys, builtins\nload = builtins.__import__\n"
+        "def stop(name, *more):\n"
+        "    if name == 'click': raise KeyboardInterrupt\n"
+        "    return load(name, *more)\n"
+        "builtins.__import__ = stop\nfrom nbkit.cli import main"
+    )
+    found = subprocess.run([sys.executable, "-c", early], capture_output=True, text=True, timeout=60, check=False)
+    assert (130, "") == (found.returncode, found.stderr)
 
 
 def test_runs_lists_the_newest_first(folder):

@@ -54,6 +54,15 @@ class TestFit:
         assert "What would make it fit: " in found.output
         assert 1 == invoke("Mistral-7B", "--gpu", "T4", "--method", "full").exit_code
 
+    def test_rows_that_nothing_trains_on_are_refused(self, tmp_path):
+        """A length guessed from columns that no trainer reads would be a silent guess; Alpaca's rows are counted."""
+        (tmp_path / "a.jsonl").write_text('{"a": 1}\n')
+        found = invoke("Mistral-7B", "--gpu", "T4", "--data", str(tmp_path / "a.jsonl"))
+        assert 1 == found.exit_code
+        assert "no known format has these columns: a" in found.stderr
+        (tmp_path / "b.jsonl").write_text(json.dumps({"instruction": "hi", "output": "ho " * 100}) + "\n")
+        assert "Mistral-7B on T4: " in invoke("Mistral-7B", "--gpu", "T4", "--data", str(tmp_path / "b.jsonl")).stdout
+
     def test_json_is_json(self):
         """Options, changes, explanation; with --method only that one's options; with --market the deals."""
         found = invoke("Mistral-7B", "--gpu", "2x RTX 4090", "--method", "lora", "--market", "--json")

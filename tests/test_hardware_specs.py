@@ -126,6 +126,12 @@ class TestNames:
             ),
             ("MI300X", "No card named 'MI300X' in nbkit's table.", "known: RTX 3060, "),
             ("", "No card named '' in nbkit's table.", "known: RTX 3060, "),
+            (
+                "RTX 4090 x2",
+                "No card named 'RTX 4090 x2' in nbkit's table.",
+                'several of one kind are written "2x RTX 4090"',
+            ),
+            ("T4, L4", "No card named 'T4, L4' in nbkit's table.", 'several of one kind are written "2x RTX 4090"'),
             ("A100", "'A100' is made in several sizes.", "did you mean A100-40GB or A100-80GB?"),
         ],
     )

@@ -317,6 +317,14 @@ class TestQuestions:
             ({"model": "Mistral-7B", "where": "0x T4"}, "from 1 to 64 cards"),
             ({"model": "Mistral-7B", "where": "T4", "seq": 0}, "seq=0"),
             ({"model": "Mistral-7B", "where": "T4", "batch": -1}, "batch=-1"),
+            ({"model": "Mistral-7B", "where": "T4", "batch": 10**12}, "batch=1,000,000,000,000: a plan goes to 65,536"),
+            ({"model": "Mistral-7B", "where": "T4", "seq": 10**12}, "seq=1,000,000,000,000: a plan goes to"),
+            ({"model": "Mistral-7B", "where": "T4", "seq": float("nan")}, "seq=nan: it must be a whole number"),
+            ({"model": "Mistral-7B", "where": "T4", "rank": "16"}, "rank='16': it must be a whole number"),
+            ({"model": " ", "where": "T4"}, "The model's name is empty"),
+            ({"model": "/no/model", "where": "T4"}, "There is no folder /no/model"),
+            ({"model": __file__, "where": "T4"}, "is a file, not a folder with a model"),
+            ({"model": "owner//name", "where": "T4"}, "neither a folder here nor a hub id"),
             ({"model": "Mistral-7B", "where": "T4", "rang": 8}, "wishes are: seq, effective_batch"),
         ],
     )
@@ -326,6 +334,36 @@ class TestQuestions:
             plan(**arguments)
         assert message in str(caught.value)
         assert 2 == caught.value.exit_code
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("[1, 2]", "it is list, not an object with keys"),
+            ("null", "it is NoneType, not an object with keys"),
+            ('{"text_config": 5}', "it is int, not an object with keys"),
+            ('{"model_type": ', "Expecting value"),
+            ("[" * 100_000, "cannot be read"),
+            (" " * (16 << 20) + "{}", "it has 16,777,218 bytes"),
+        ],
+    )
+    def test_a_config_that_is_none_is_refused(self, tmp_path, content, message):
+        """Whatever stands in config.json, the error says why it cannot be read."""
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(ModelError, match=message):
+            plan(tmp_path, "T4")
+
+    def test_weights_that_are_stored_quantised_are_doubted(self, tmp_path):
+        """LoRA and full training are of a 16-bit copy then, which is said."""
+        sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+                 "vocab_size": 100, "model_type": "llama"}  # fmt: skip
+        for stored, notes in (({}, 0), ({"quantization_config": {"quant_method": "gptq"}}, 1)):
+            (tmp_path / "config.json").write_text(json.dumps({**sizes, **stored}))
+            assert notes == sum(
+                "stored quantised (gptq)" in note for note in plan(tmp_path, "T4", seq=64).as_dict()["notes"]
+            )
+        (tmp_path / "config.json").write_text(json.dumps({**sizes, "hidden_size": 10**18}))
+        with pytest.raises(ModelError, match="sizes that no model has"):
+            plan(tmp_path, "T4")
 
     def test_a_card_todays_torch_cannot_use_is_said(self):
         """V100: planned, with the doubt."""

@@ -431,6 +431,22 @@ class TestCommand:
         assert 0 == self.nbkit(server, "push", str(source), f"box:{dst}", folder=tmp_path).returncode
         assert content(128 * MIB) == dst.read_bytes()
 
+    def test_ctrl_c_does_not_wait_for_the_other_side(self, box, tmp_path, monkeypatch):
+        """What it may still have to say is of no interest then; after an error here, it is waited for."""
+        waited = []
+        join = threading.Thread.join
+        monkeypatch.setattr(threading.Thread, "join", lambda self, *args: (waited.append(self.name), join(self, *args)))
+        put(tmp_path / "a", 3 * MIB)
+        for error, expected in ((KeyboardInterrupt, 0), (ValueError, 1)):
+
+            def fail(_, error=error):
+                raise error
+
+            waited.clear()
+            with pytest.raises(error):
+                remote.push(box, tmp_path / "a", f"{tmp_path}/b-{error.__name__}", progress=fail)
+            assert expected == waited.count("nbkit-transfer-replies")
+
     @pytest.mark.parametrize(
         ("words", "code", "message"),
         [

@@ -338,6 +338,21 @@ class TestBadInput:
             work.begin(box, script("print(1)"))
         assert before == sorted(there_names(server))
 
+    def test_interrupted_right_after_it_began(self, box, server, script, monkeypatch):
+        """It is said that it goes on, with its name, and this machine knows it."""
+        told = []
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt) as caught:
+            patched.setattr(work, "find", interrupt)
+            work.begin(box, script("print(1)"), say=told.append)
+        (name,) = caught.value.args
+        assert [f"it goes on, on {box.host}, as {name}: nbkit runs --on {box.host}"] == told
+        assert name in there_names(server)
+        assert name == begun.find(name).id
+
 
 def there_names(server):
     folder = server.folder / ".local/state/nbkit/work"

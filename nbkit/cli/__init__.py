@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import click
+try:
+    import click
 
-from nbkit import __version__
-from nbkit.cli import box, demo, files, fit, kernel, machine, runs, ssh, tunnel, view, work
-from nbkit.cli._base import Commands
+    from nbkit import __version__
+    from nbkit.cli import box, demo, files, fit, kernel, machine, runs, ssh, tunnel, view, work
+    from nbkit.cli._base import Commands
+except KeyboardInterrupt:  # Ctrl-C right away: the same end as later, no traceback
+    raise SystemExit(130) from None
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -14,7 +14,7 @@ from nbkit.errors import NbkitError, debugging
 
 
 class Commands(click.Group):
-    """Suggests the verb that was meant, and shows an NbkitError as product: message, fix, exit code."""
+    """Suggests the verb that was meant, and shows what failed as product: message, fix, exit code."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -33,10 +33,34 @@ class Commands(click.Group):
         except NbkitError as error:
             if debugging():
                 raise
-            if "--json" in sys.argv:
+            if _json_wanted():
                 click.echo(json.dumps(error.as_dict()))
             click.echo(f"Error: {error}\n  (traceback: NBKIT_DEBUG=1)", err=True)
             ctx.exit(error.exit_code)
+        except click.ClickException as error:  # click writes it to stderr
+            if ctx.parent is None and _json_wanted():
+                told = {
+                    "error": type(error).__name__,
+                    "message": error.format_message(),
+                    "hint": f"{_words(error)} --help",
+                }
+                click.echo(json.dumps({**told, "exit_code": error.exit_code}))
+            raise
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted.", err=True)
+            ctx.exit(130)
+
+
+def _json_wanted() -> bool:
+    """--json was given, and not to the script that is to run."""
+    ours = sys.argv[: sys.argv.index("--")] if "--" in sys.argv else sys.argv
+    return "--json" in ours
+
+
+def _words(error: click.ClickException) -> str:
+    """The verb, as it was written."""
+    context = getattr(error, "ctx", None)
+    return str(context.command_path) if context else "nbkit"
 
 
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:

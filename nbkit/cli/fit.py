@@ -113,6 +113,8 @@ def _stats(path: Path, model: str) -> Any:
     from nbkit.errors import NbkitError
 
     rows = data.read(path)
+    if data.detect(rows).name in {"alpaca", "sharegpt"}:  # as the trainer will be given them
+        rows = data.convert(rows)
     try:
         from nbkit.models import resolve
 
@@ -121,7 +123,7 @@ def _stats(path: Path, model: str) -> Any:
 
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (NbkitError, ImportError, OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
+        first = str(error).splitlines()[0].rstrip(".")
         click.echo(f"No tokenizer for {model} here ({first}): tokens are estimated as characters / 3.5.", err=True)
         return [max(1, round(len(json.dumps(list(row.values()), ensure_ascii=False)) / 3.5)) for row in rows]
     return data.token_stats(rows, tokenizer)

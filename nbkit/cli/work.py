@@ -61,8 +61,8 @@ def run(
     with terminated_as_interrupted(), connect(host, config=config or None, python=python) as box:
         try:
             begun = work.begin(box, file, config=config, say=lambda line: say(f"Note: {line}"), **given)
-        except KeyboardInterrupt:
-            say("\nInterrupted before it began.")
+        except KeyboardInterrupt as interrupted:
+            say("\nInterrupted." if interrupted.args else "\nInterrupted before it began.")
             sys.exit(130)
         say(f"{begun.about['file']} runs on {host} as {begun.id}.")
         if detach:

@@ -165,6 +165,8 @@ def gpu(name: str, *, memory_gib: float | None = None) -> GpuSpec:
     guess = _nearest(plain, keys)
     known = ", ".join(one.name for one in catalogue())
     hint = f"did you mean {guess.name}? known: {known}" if guess else f"known: {known}"
+    if "," in name or re.search(r"(?<![a-z])[x*]\s*\d+\s*$", name.lower()):
+        hint = f'several of one kind are written "2x RTX 4090"; {hint}'
     raise NbkitError(f"No card named {name!r} in nbkit's table.", hint=hint, exit_code=2)
 
 

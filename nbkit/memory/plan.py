@@ -6,6 +6,7 @@ fake steps where asked (`measure`); time and money follow from nbkit.memory.time
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -27,6 +28,8 @@ from nbkit.memory.time import Duration, Link, Load, Rates, duration, human
 METHODS: tuple[Method, ...] = ("lora", "qlora", "full")  # in the order of preference: see Plan.best
 PER_TOKENS = 10_000_000  # a plan without data is for so many: ten thousand rows of a thousand
 SETUP_H = 10 / 60  # paid for, too: installing, downloading, loading
+# Beyond any run; and so that nonsense is said, not reckoned with.
+_MOST = {"seq": 1 << 27, "effective_batch": 1 << 22, "batch": 1 << 16, "rank": 1 << 20, "epochs": 100_000}
 _SLOWER = 1.5  # LoRA may take so much longer than QLoRA before it is not worth it
 HOWS: dict[How, str] = {"one": "one device", "each": "a copy on each (DDP)", "sharded": "sharded (FSDP)"}
 
@@ -52,11 +55,20 @@ class Wish:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        for name in ("seq", "effective_batch", "rank", "epochs"):
-            if getattr(self, name) < 1:
-                raise NbkitError(f"{name}={getattr(self, name)}: it must be at least 1.", exit_code=2)
-        if self.batch is not None and self.batch < 1:
-            raise NbkitError(f"batch={self.batch}: it must be at least 1.", exit_code=2)
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            if name == "batch" and value is None:
+                continue
+            try:
+                operator.index(value)
+            except TypeError as error:
+                raise NbkitError(f"{name}={value!r}: it must be a whole number.", exit_code=2) from error
+            if value < 1:
+                raise NbkitError(f"{name}={value}: it must be at least 1.", exit_code=2)
+            if value > most:
+                raise NbkitError(
+                    f"{name}={value:,}: a plan goes to {most:,}.", hint="is there a typing error?", exit_code=2
+                )
 
 
 @dataclass(frozen=True)

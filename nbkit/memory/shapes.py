@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from nbkit.errors import ModelError
 
+_MOST = 1 << 24  # of any size in a config: tens of times what the largest models have
+
 Targets = Literal["all-linear", "attention"]
 
 
@@ -93,7 +95,7 @@ class Shape:
         try:
             heads, hidden = config.num_attention_heads, config.hidden_size
             sizes = [heads, hidden, config.num_hidden_layers, config.intermediate_size, config.vocab_size]
-            if not all(isinstance(one, int) and one > 0 for one in sizes):
+            if not all(isinstance(one, int) and 0 < one <= _MOST for one in sizes):
                 raise ModelError(
                     f"The config of {name or kind} has sizes that no model has: heads {heads}, hidden {hidden}, layers "
                     f"{sizes[2]}, intermediate {sizes[3]}, vocabulary {sizes[4]}.",
@@ -153,6 +155,7 @@ def shape(name: str) -> Shape:
     guess = f"did you mean {known[near[0]].name}? " if near else ""
     raise ModelError(
         f"No model named {name!r} among nbkit's built-in shapes.",
-        hint=f"{guess}known: {', '.join(one.name for one in (*SHAPES, *ALSO))}; any other: Shape.from_config(AutoConfig....)",
+        hint=f"{guess}known: {', '.join(one.name for one in (*SHAPES, *ALSO))}; any other by its hub id (owner/name) or a "
+        "folder that holds its config.json",
         exit_code=2,
     )

@@ -13,6 +13,7 @@ from nbkit.memory.shapes import ALSO, SHAPES, Shape, shape
 from nbkit.models.known import all_known, known
 
 EMBEDDED = "SmolLM2-135M"
+_MOST_BYTES = 16 << 20  # of a config.json
 _CHECKED = {"llama", "mistral", "qwen2", "qwen3"}  # the model types that the formula was compared with
 
 
@@ -59,8 +60,14 @@ def _named(model: str) -> Subject:
     names = {one.name.lower() for one in (*SHAPES, *ALSO)}
     if model == "embedded":
         return Subject(shape(EMBEDDED), "embedded", 8192)
-    if Path(model).expanduser().is_dir():
-        return _folder(Path(model).expanduser())
+    if not model.strip():
+        raise ModelError("The model's name is empty.", hint="nbkit fit Mistral-7B", exit_code=2)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return _folder(path)
+    if path.is_file() or model.startswith(("/", "./", "../", "~")):
+        wrong = f"{model} is a file, not a folder with a model" if path.is_file() else f"There is no folder {model}"
+        raise ModelError(f"{wrong}.", hint="give the folder that holds config.json", exit_code=2)
     if "/" in model:
         return _hub(model)
     if model.lower() not in names and (listed := _listed(model)) is not None:
@@ -81,16 +88,24 @@ def _positions(name: str) -> int | None:
 
 
 def _doubts(config: Any) -> tuple[str, ...]:
-    """What the formula cannot know of a model that is not among those it was made for."""
+    """What the formula cannot know of a model that is not among those it was made for, or not stored as they are."""
     kind = getattr(config, "model_type", None)
+    stored = getattr(config, "quantization_config", None)
+    notes: tuple[str, ...] = ()
+    if stored:
+        how = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
+        notes = (
+            f"Its weights are stored quantised ({getattr(how, 'value', how) or 'in an unnamed way'}): LoRA and full are for "
+            "a 16-bit copy of it, and so is the download.",
+        )
     if kind in _CHECKED and not getattr(config, "auto_map", None):
-        return ()
+        return notes
     code = ", which comes with code of its own that was not run," if getattr(config, "auto_map", None) else ""
     said = (
         f"The formula was not checked on models of type {kind!r}: this one{code} is counted as if it were built like "
         "Llama. nbkit.predict runs the model's own code on fake tensors."
     )
-    return (said,)
+    return (*notes, said)
 
 
 def _folder(path: Path) -> Subject:
@@ -104,9 +119,14 @@ def _folder(path: Path) -> Subject:
 
 def _read(file: Path, name: str, source: str) -> Subject:
     try:
+        if file.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"it has {file.stat().st_size:,} bytes, and a config has some thousand")
         values = json.loads(file.read_text(encoding="utf-8"))
-        config = SimpleNamespace(**values.get("text_config", values))
-    except (ValueError, TypeError, OSError) as error:
+        inner = values.get("text_config", values) if isinstance(values, dict) else values
+        if not isinstance(inner, dict):
+            raise ValueError(f"it is {type(inner).__name__}, not an object with keys")
+        config = SimpleNamespace(**inner)
+    except (ValueError, TypeError, OSError, RecursionError) as error:
         raise ModelError(f"The config of {source} cannot be read: {error}.", hint="download it again") from error
     positions = getattr(config, "max_position_embeddings", None)
     return Subject(Shape.from_config(config, name), source, positions, _doubts(config))
@@ -128,9 +148,14 @@ def _hub(repo: str) -> Subject:
     near = _like(name)
     try:
         from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
 
         from nbkit.models import resolve
-
+    except ImportError:
+        if (listed := _listed(repo)) is not None:
+            return listed
+        return _nearby(near, repo, "huggingface_hub is not installed")
+    try:
         cached = try_to_load_from_cache(repo, "config.json")
         if not isinstance(cached, str) and (listed := _listed(repo)) is not None:
             return listed
@@ -139,14 +164,24 @@ def _hub(repo: str) -> Subject:
         if isinstance(cached, str):
             return _read(Path(cached), name, repo)
         reason = "its config is not in the cache"
-    except ImportError:
-        if (listed := _listed(repo)) is not None:
-            return listed
-        reason = "huggingface_hub is not installed"
+    except HFValidationError as error:
+        raise ModelError(
+            f"{repo!r} is neither a folder here nor a hub id ('owner/name').",
+            hint="check the spelling, or give the folder that holds config.json",
+            exit_code=2,
+        ) from error
     except (ModelError, MissingPackageError) as error:
         if near is None:
             raise
         reason = error.message.rstrip(".")
+    return _nearby(near, repo, reason)
+
+
+def _nearby(near: Shape | None, repo: str, reason: str) -> Subject:
+    """The well-known model that `repo` is like, with the reason why it is taken.
+
+    Raises: ModelError where none is like it.
+    """
     if near is None:
         raise ModelError(
             f"The config of {repo} cannot be had: {reason}.", hint="give a folder that holds its config.json"

@@ -251,7 +251,7 @@ def begin(
         say: Told what is worth knowing before it begins.
 
     Raises: NbkitError (2) for what cannot be run; RemoteCommandError for what is missing there; TransferError;
-        UnreachableError. Nothing runs then, and what was sent is removed.
+        UnreachableError. Nothing runs then, and what was sent is removed; where that is not certain, `say` is told.
     """
     given = parcel.prepare(file, parameters or {}, needs)
     if arguments and given.kind != "script":
@@ -261,18 +261,21 @@ def begin(
     for note in given.notes:
         say(note)
     place = ask(box, verb="make", name=f"{time.strftime('%Y%m%d-%H%M%S')}-{_short(given.path.stem)}")
-    name = str(place["id"])
+    name, has_begun = str(place["id"]), False
     try:
         parcel.send(box, given, str(place["files"]), progress)
         code = parcel.send_code(box, str(there["root"]), lambda **more: ask(box, **more)) if with_code else ""
         ask(box, verb="begin", name=name, **_order(given, arguments, parameters or {}, code))
-    except BaseException:
-        if not _dropped(box, name):
-            say(f"it may have begun on {box.host}, as {name}: nbkit runs --on {box.host}")
+        has_begun = True
+        begun.remember(begun.Begun(name, box.host, config, box.python, given.path.name, given.kind, time.time()))
+        return find(box, name)
+    except BaseException as error:
+        if has_begun or not _dropped(box, name):
+            said = "it goes on" if has_begun else "it may have begun"
+            say(f"{said}, on {box.host}, as {name}: nbkit runs --on {box.host}")
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(name) from None
         raise
-    work = find(box, name)
-    begun.remember(begun.Begun(name, box.host, config, box.python, given.path.name, given.kind, time.time()))
-    return work
 
 
 def _order(given: parcel.Parcel, arguments: Sequence[str], values: Mapping[str, Any], code: str) -> dict[str, Any]:

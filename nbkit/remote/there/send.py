@@ -65,9 +65,9 @@ class Sender:
             done: Dict[str, Any] = json.loads(self._reply(f.DONE).decode())
         except f.StoppedError:
             raise
-        except BaseException as error:
+        except Exception as error:  # Ctrl-C does not wait
             reader.join(5)  # the other side may have said why before it went
-            if isinstance(self._ended, f.StoppedError) and isinstance(error, Exception):
+            if isinstance(self._ended, f.StoppedError):
                 raise self._ended from error
             raise
         done["sent"] = self._sent
