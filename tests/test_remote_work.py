@@ -345,9 +345,10 @@ class TestBadInput:
         def interrupt(*_):
             raise KeyboardInterrupt
 
-        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt) as caught:
+        with monkeypatch.context() as patched:
             patched.setattr(work, "find", interrupt)
-            work.begin(box, script("print(1)"), say=told.append)
+            with pytest.raises(KeyboardInterrupt) as caught:
+                work.begin(box, script("print(1)"), say=told.append)
         (name,) = caught.value.args
         assert [f"it goes on, on {box.host}, as {name}: nbkit runs --on {box.host}"] == told
         assert name in there_names(server)

@@ -94,10 +94,8 @@ def _doubts(config: Any) -> tuple[str, ...]:
     notes: tuple[str, ...] = ()
     if stored:
         how = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
-        notes = (
-            f"Its weights are stored quantised ({getattr(how, 'value', how) or 'in an unnamed way'}): LoRA and full are for "
-            "a 16-bit copy of it, and so is the download.",
-        )
+        said = f"Its weights are stored quantised ({getattr(how, 'value', how) or 'in an unnamed way'})"
+        notes = (f"{said}: LoRA and full are for a 16-bit copy of it, and so is the download.",)
     if kind in _CHECKED and not getattr(config, "auto_map", None):
         return notes
     code = ", which comes with code of its own that was not run," if getattr(config, "auto_map", None) else ""
@@ -124,7 +122,7 @@ def _read(file: Path, name: str, source: str) -> Subject:
         values = json.loads(file.read_text(encoding="utf-8"))
         inner = values.get("text_config", values) if isinstance(values, dict) else values
         if not isinstance(inner, dict):
-            raise ValueError(f"it is {type(inner).__name__}, not an object with keys")
+            raise TypeError(f"it is {type(inner).__name__}, not an object with keys")
         config = SimpleNamespace(**inner)
     except (ValueError, TypeError, OSError, RecursionError) as error:
         raise ModelError(f"The config of {source} cannot be read: {error}.", hint="download it again") from error
