@@ -91,14 +91,22 @@ def list_(host: str | None, config: str | None, python: str, as_json: bool) -> N
             click.echo("None. Make one: nbkit kernel add HOST", err=True)
         return
     with connect(host, config=config, python=python) as box:
-        there = jupyter.look(box).kernels
+        found = jupyter.look(box)
+    there = [*found.kernels, *({"pid": None, "name": None, "state": "ended", **each} for each in found.ended)]
     if as_json:
         click.echo(json.dumps(there, indent=2))
-    elif there:
-        running = [(each["id"][:8], each["pid"], *_described(each)) for each in there]
+        return
+    if there:
+        running = [(each["id"][:8], each["pid"] or "", *_described(each)) for each in there]
         click.echo(str(Table(("id", "pid", "kernel", "state", "since"), running)))
     else:
         click.echo(f"No kernel of ours runs on {host}.", err=True)
+    for each in there:
+        if story := each.get("text") or each.get("after"):
+            again = " It was started again." if each["pid"] else ""
+            click.echo(
+                f"{each['id'][:8]}: {story}{again} Its output: nbkit kernel logs {host} {each['id'][:8]}", err=True
+            )
 
 
 def _one_of_a_host(verb: Callable[..., None]) -> Callable[..., None]:
@@ -114,7 +122,7 @@ def _one_of_a_host(verb: Callable[..., None]) -> Callable[..., None]:
 def _described(each: dict[str, Any]) -> tuple[str, str, str]:
     since = time.strftime("%Y-%m-%d %H:%M", time.localtime(each["since"])) if each.get("since") else ""
     what = each["name"] or each.get("of") or "of a Jupyter elsewhere"
-    return what, each["state"] or "running", since
+    return what, each["state"] or ("in use" if each.get("in_use") else "running"), since
 
 
 @kernel.command()
@@ -151,11 +159,16 @@ def attach(host: str, kernel_id: str, config: str | None, python: str, as_json: 
     from nbkit.remote import connect, kernels
 
     with connect(host, config=config, python=python) as box:
-        made = kernels.attach(box, kernel_id, config=config)
+        found = kernels.find(box, kernel_id)
+        made = kernels.attach(box, found["id"], config=config)
     if as_json:
         click.echo(json.dumps(made.as_dict()))
     else:
         click.echo(f"Choose it in JupyterLab, once reloaded: {made.shown}", err=True)
+        if found.get("in_use"):
+            click.echo(
+                "It is in use already: cells of both run in turn, and who shuts it down ends it for both.", err=True
+            )
         click.echo(f"What it has said meanwhile: nbkit kernel logs {host} {made.running[:8]}", err=True)
         click.echo(made.name)
 
@@ -163,7 +176,8 @@ def attach(host: str, kernel_id: str, config: str | None, python: str, as_json: 
 @kernel.command(
     help="Print what a kernel on HOST has printed, shown and raised since it began, also while no JupyterLab was there to "
     f"hear it.\n\n{HOST} ID, or the beginning of it, is needed where several run. Texts only; 64 MiB are kept until the "
-    "kernel ends or restarts.\n\n\b\nExamples:\n  nbkit kernel logs gpu-box\n  nbkit kernel logs gpu-box 3f2a --json"
+    "kernel is shut down or restarted; of one that was killed or crashed, for a week.\n\n\b\nExamples:\n"
+    "  nbkit kernel logs gpu-box\n  nbkit kernel logs gpu-box 3f2a --json"
 )
 @_one_of_a_host
 def logs(host: str, kernel_id: str, config: str | None, python: str, as_json: bool) -> None:
@@ -171,7 +185,7 @@ def logs(host: str, kernel_id: str, config: str | None, python: str, as_json: bo
     from nbkit.ssh.text import coloured
 
     with connect(host, config=config, python=python) as box:
-        messages = jupyter.said(box, kernels.find(box, kernel_id)["id"])
+        messages = jupyter.said(box, kernels.find(box, kernel_id, ended=True)["id"])
         if as_json:
             for each in messages:
                 click.echo(json.dumps(each))

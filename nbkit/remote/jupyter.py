@@ -13,7 +13,8 @@ from nbkit.errors import RemoteCommandError, UnreachableError
 from nbkit.remote import program
 from nbkit.remote.box import Box
 
-_MODULES = ("owned", "server", "kernel", "jupyter")
+_MODULES = ("ended", "owned", "server", "kernel", "jupyter")
+_KEEPER = ("ended", "listen", "keep")
 _ANSWER_S = 30.0
 _PIECE = 4 << 20
 _TIMEOUT_S = 90.0  # the program itself gives a server 60 s
@@ -50,12 +51,15 @@ class Running:
     Attributes:
         server: Facts of the server; {"pid", "problem"} for one that does not answer; None without one.
         kernels: id, pid, name and state of each, name and state None for one that no server knows; of those that nbkit
-            started also the display name (of) and since when (seconds since 1970).
+            started also the display name (of), since when (seconds since 1970), whether some Jupyter is connected to it
+            (in_use), and what became of the one before, in its place (after, empty unless that ended by itself).
+        ended: id, of, since and what became of it (text) of each kernel that ended by itself and left what it said.
         rest: pid and command of what people started from kernels and terminals, which nbkit leaves alone.
     """
 
     server: dict[str, Any] | None
     kernels: list[dict[str, Any]]
+    ended: list[dict[str, Any]]
     rest: list[dict[str, Any]]
 
 
@@ -145,19 +149,29 @@ def about_kernels(box: Box, folder: str = "") -> dict[str, str]:
 
 
 def start_kernel(
-    box: Box, kernel_id: str, argv: list[str], env: dict[str, str], key: str, name: str = "", *, folder: str = ""
+    box: Box,
+    kernel_id: str,
+    argv: list[str],
+    env: dict[str, str],
+    key: str,
+    name: str = "",
+    *,
+    folder: str = "",
+    keep: bool = False,
 ) -> dict[str, Any]:
-    """Start a kernel of its own on the box: its pid, start time and the paths of its five sockets.
+    """Start a kernel of its own on the box: its pid, start time, the paths of its five sockets and their beginning (base).
 
     Args:
         name: What people call it; shown by `look`.
         folder: Where it works; the home folder when empty.
+        keep: The one before it, with this id, ended by itself: what that said can still be read.
 
     Raises: RemoteCommandError; UnreachableError.
     """
     return _call(
-        box, "kernel", id=kernel_id, argv=argv, env=env, key=key, name=name, folder=folder,
-        listener=program.text("listen"),
+        box, "kernel", id=kernel_id, argv=argv, env=env, key=key, name=name, folder=folder, keep=keep,
+        logs=f"What it printed until then: nbkit kernel logs {box.host} {kernel_id[:8]}",
+        keeper=program.bundle(*_KEEPER),
     )  # fmt: skip
 
 
@@ -169,22 +183,31 @@ def find_kernel(box: Box, kernel_id: str) -> dict[str, Any]:
     return _call(box, "again", id=kernel_id)
 
 
-def said(box: Box, kernel_id: str) -> Iterator[dict[str, Any]]:
-    """What a kernel of ours printed, showed and raised since it began, whoever was there to hear it; oldest first.
+def kernel_end(box: Box, kernel_id: str, pid: int) -> dict[str, Any]:
+    """What became of a kernel that ran as process `pid`: text, and status (exit status, or the negative of a signal).
 
-    Yields: type (execute_input, stream, execute_result, display_data, error, or full: from there on nothing was kept), at
-        (ISO 8601), request (the id of the request it belongs to) and content as in Jupyter's messages, of `data` the texts
-        only; omitted (bytes) in place of a content that is longer than 256 KiB.
+    Or, when somebody else has restarted it, {"again": the one in its place}, as `start_kernel` tells of one.
 
     Raises: RemoteCommandError; UnreachableError.
     """
-    after = 0
-    while True:
-        piece = _call(box, "said", id=kernel_id, after=after, most=_PIECE)
-        if not piece["text"]:
-            return
-        after = int(piece["next"])
-        yield from map(json.loads, piece["text"].splitlines())
+    return _call(box, "end", id=kernel_id, pid=pid)
+
+
+def said(box: Box, kernel_id: str) -> Iterator[dict[str, Any]]:
+    """What a kernel of ours printed, showed and raised since it began, whoever was there to hear it; oldest first.
+
+    Yields: type, at (ISO 8601), request (the id of the request it belongs to) and content as in Jupyter's messages, of
+        `data` the texts only; omitted (bytes) in place of a content that is longer than 256 KiB. Types of Jupyter's are
+        execute_input, stream, execute_result, display_data and error; of ours are end (the kernel ended by itself; a
+        restarted one's lines follow), full (from there on nothing was kept) and lost (count: messages, with a full disk).
+
+    Raises: RemoteCommandError; UnreachableError.
+    """
+    for part in ("before", "said"):
+        after = 0
+        while (piece := _call(box, "said", id=kernel_id, part=part, after=after, most=_PIECE))["text"]:
+            after = int(piece["next"])
+            yield from map(json.loads, piece["text"].splitlines())
 
 
 def forget_kernel(box: Box, kernel_id: str) -> None:

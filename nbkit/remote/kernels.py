@@ -124,15 +124,21 @@ def add(
     return _write(chosen, {**spec, "env": dict(env or {})}, "add", where)
 
 
-def find(box: Box, kernel_id: str = "") -> dict[str, Any]:
+def find(box: Box, kernel_id: str = "", *, ended: bool = False) -> dict[str, Any]:
     """A kernel of ours that runs on a box, as `jupyter.look` tells of it; by its id or the beginning of it.
+
+    Args:
+        ended: Also one that has ended by itself, if it is named or none runs.
 
     Raises: RemoteCommandError when there is none, or several to choose from.
     """
-    running = [each for each in jupyter.look(box).kernels if each["name"] is None]
+    there = jupyter.look(box)
+    running = [each for each in there.kernels if each["name"] is None]
+    if ended and (kernel_id or not running):
+        running += there.ended
     found = [each for each in running if str(each["id"]).startswith(kernel_id)]
     if len(found) != 1:
-        ids = ", ".join(f"{each['id'][:8]} ({each.get('of') or each['pid']})" for each in found or running)
+        ids = ", ".join(f"{each['id'][:8]} ({each.get('of') or each.get('pid', 'ended')})" for each in found or running)
         raise RemoteCommandError(
             f"{len(found) or 'No'} kernel{'s' if len(found) > 1 else ''} on {box.host}"
             f"{' whose id begins with ' + kernel_id if kernel_id else ''}" + (f"; there are: {ids}." if ids else "."),
@@ -163,6 +169,10 @@ def told(messages: Iterable[dict[str, Any]]) -> Iterator[str]:
         content, kind = each.get("content", {}), each["type"]
         if kind == "full":
             yield f"[{each['limit'] >> 20} MiB are kept; what came after is not]\n"
+        elif kind == "lost":
+            yield f"[{each['count']} messages are not kept: the disk there was full]\n"
+        elif kind == "end":
+            yield f"[{content['text']}]\n"
         elif "omitted" in each:
             yield f"[{kind} of {each['omitted']:,} bytes, not kept]\n"
         elif kind == "execute_input":

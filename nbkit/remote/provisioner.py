@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import inspect
 import signal
+import sys
 from typing import TYPE_CHECKING, Any, cast
 
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
@@ -45,6 +46,8 @@ class BoxProvisioner(KernelProvisionerBase):
     _kernel: dict[str, Any] | None = None
     _forwards: tuple[ssh.Forward, ...] = ()
     _streams: ssh.Streams | None = None
+    _asked = _died = False  # its end was asked for here; it ended by itself
+    _noted = 0
 
     @property
     def has_process(self) -> bool:
@@ -57,7 +60,10 @@ class BoxProvisioner(KernelProvisionerBase):
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         manager: Any = self.parent
-        key = await asyncio.to_thread(self._launch, cmd, kwargs["env"], manager.session.key.decode())
+        try:
+            key = await asyncio.to_thread(self._launch, cmd, kwargs["env"], manager.session.key.decode())
+        except NbkitError as error:
+            raise _shown(error) from error
         self._leave_with_the_server(manager)
         shell, iopub, stdin, control, heartbeat = (forward.local_port for forward in self._forwards)
         info: dict[str, Any] = {
@@ -78,7 +84,10 @@ class BoxProvisioner(KernelProvisionerBase):
                 key = str(self._kernel["key"])
             else:
                 name = str(self.kernel_spec.display_name)
-                self._kernel = jupyter.start_kernel(self._box, self._id, argv, env, key, name, folder=self.folder)
+                self._kernel = jupyter.start_kernel(
+                    self._box, self._id, argv, env, key, name, folder=self.folder, keep=self._died
+                )
+            self._asked = self._died = False
             if not self._forwards:
                 carrier = self._carrier(self._box)
                 keep = self._streams is not None
@@ -92,10 +101,21 @@ class BoxProvisioner(KernelProvisionerBase):
         """What the sockets ride on: streams that outlive the link, or the session itself where no relay can run."""
         try:
             self._streams = ssh.Streams(box.session, python=box.python)
+            self._streams.hold(self._changed)
         except RemoteCommandError as error:
             self.log.warning("What the kernel says while the link to %s is away will be lost: %s", self.host, error)
             return box.session
         return self._streams
+
+    def _changed(self) -> None:
+        """Log what is new of the relay: that it was lost, that a disk is full."""
+        streams = self._streams
+        if streams is not None:
+            for note in streams.notes[self._noted :]:
+                self.log.warning(
+                    "%s What the kernel prints is kept: nbkit kernel logs %s %s", note, self.host, self._id[:8]
+                )
+            self._noted = len(streams.notes)
 
     @property
     def _id(self) -> str:
@@ -146,7 +166,25 @@ class BoxProvisioner(KernelProvisionerBase):
         fields = found.text.rpartition(")")[2].split()
         if fields and fields[0] not in {"Z", "X"} and int(fields[19]) == self._kernel["started"]:
             return None
-        return 1
+        return 0 if self._asked else await asyncio.to_thread(self._ended, self._box, self._kernel)
+
+    def _ended(self, box: Box, kernel: dict[str, Any]) -> int | None:
+        """Exit status of a kernel whose end nobody here asked for, said once; None when another has its place."""
+        try:
+            found = jupyter.kernel_end(box, self._id, kernel["pid"])
+        except NbkitError:
+            return None  # it is asked again
+        if "again" in found:
+            self._kernel = found["again"]
+            self.log.warning("The kernel %s on %s was restarted from elsewhere.", self._id[:8], self.host)
+            return None
+        if not self._died:
+            self._died = True
+            self.log.error(
+                "%s (kernel %s; what it printed: nbkit kernel logs %s %s)",
+                found["text"], self._id[:8], self.host, self._id[:8],
+            )  # fmt: skip
+        return int(found.get("status") or 0)
 
     async def wait(self) -> int | None:
         while (status := await self.poll()) is None:  # noqa: ASYNC110 - it happens on another machine
@@ -158,6 +196,8 @@ class BoxProvisioner(KernelProvisionerBase):
         """To the kernel's process group."""
         if self._box is not None and self._kernel is not None and await self.poll() is None:
             words = ["kill", f"-{signum}", "--", f"-{self._kernel['pid']}"]
+            if self._asked:  # its end needs no explanation, below the cell or anywhere
+                await asyncio.to_thread(self._tell, self._box.session, ["touch", f"{self._kernel['base']}.asked"])
             await asyncio.to_thread(self._tell, self._box.session, words)
 
     def _tell(self, session: ssh.Session, words: list[str]) -> None:
@@ -170,11 +210,17 @@ class BoxProvisioner(KernelProvisionerBase):
 
     async def kill(self, restart: bool = False) -> None:
         del restart
+        self._asked = not self._died
         await self.send_signal(signal.SIGKILL)
 
     async def terminate(self, restart: bool = False) -> None:
         del restart
+        self._asked = not self._died
         await self.send_signal(signal.SIGTERM)
+
+    async def shutdown_requested(self, restart: bool = False) -> None:
+        del restart
+        self._asked = not self._died
 
     async def cleanup(self, restart: bool = False) -> None:
         if not restart and self._box is not None:
@@ -192,9 +238,18 @@ class BoxProvisioner(KernelProvisionerBase):
 
     def _end(self) -> None:
         """Close this end of a kernel that was ended, and clear away what is left of it on both sides."""
-        if self._box is not None:
+        if self._box is not None and not self._died:  # what one left that ended by itself can be read for a while
             with contextlib.suppress(NbkitError):  # its files are gone at `nbkit stop` at the latest
                 jupyter.forget_kernel(self._box, self._id)
         self._close()
         if self.running:
             kernels.unregister(self.host, running=self.running)
+
+
+def _shown(error: NbkitError) -> Exception:
+    """As a page shows it: Jupyter Server says "Unhandled error" of any error but its own."""
+    if "jupyter_server" not in sys.modules:
+        return error
+    from tornado.web import HTTPError
+
+    return HTTPError(500, str(error), reason="the kernel could not be started")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -83,3 +84,16 @@ def test_training_there_is_watched_and_stopped_from_here(lab, chrome, server):
         assert "stopped" == Run(path).status.state
         assert (path / "adapter" / "adapter_model.safetensors").is_file()
         assert [] == book.runs()
+
+
+def test_a_killed_kernel_is_explained_below_its_cell(lab, chrome, server):
+    """The kernel is killed while a cell prints: what came of that stands below what the cell had printed."""
+    with open_page(chrome) as page:
+        book = Notebook(lab, page, "remote/killed", [_COUNT], kernel="gpu").open().run_all()
+        wait_for(lambda: " 15 " in book.output(0).inner_text(), "number 15", 60)
+        with remote.connect("box", config=server.config, python=sys.executable) as box:
+            (one,) = jupyter.look(box).kernels
+            os.kill(one["pid"], signal.SIGKILL)
+        wait_for(lambda: "The kernel was killed at " in book.output(0).inner_text(), "what became of it", 60)
+        assert book.output(0).inner_text().startswith("0 1 2 3 ")
+        assert f"nbkit kernel logs box {one['id'][:8]}" in book.output(0).inner_text()

@@ -1,7 +1,7 @@
 """Jupyter on this box: started once, found again by our mark, ended with all that is ours. Prints one JSON object.
 
 REQUEST["do"] is "start" (or find), "look", "stop", or of kernels outside of the server: "about" (can there be one), "kernel"
-(start one), "again" (find one that runs), "said" (what it said), "forget" (its files).
+(start one), "again" (find one that runs), "end" (how it ended), "said" (what it said), "forget" (its files).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 from nbkit.remote.there import kernel, server
-from nbkit.remote.there.owned import ProblemError, place, sorted_out
+from nbkit.remote.there.owned import ProblemError, place, sorted_out, write
 
 STOP_S = 8.0
 
@@ -24,6 +24,7 @@ def look(_request: dict[str, Any]) -> dict[str, Any]:
     """What of ours runs here."""
     folder = place()
     servers, kernels, rest = sorted_out(folder)
+    ended = kernel.ends(folder, set(kernels.values()))
     with contextlib.suppress(OSError):  # looking leaves nothing behind: an empty folder goes again
         os.rmdir(folder)
     running: dict[str, Any] | None = None
@@ -41,10 +42,12 @@ def look(_request: dict[str, Any]) -> dict[str, Any]:
         each = {"id": name, "pid": pid, "name": known.get("name"), "state": known.get("execution_state")}
         with contextlib.suppress(OSError, ValueError):
             with open(file, encoding="utf-8") as text:
-                each["of"] = json.load(text).get("kernel_name", "")
+                about = json.load(text)
+            each.update(of=about.get("kernel_name", ""), after=about.get("after", ""))
+            each["in_use"] = kernel.connected(file[: -len(".json")])
             each["since"] = os.stat(file).st_mtime
         shown.setdefault(name, each)  # a fork of a kernel looks like it
-    return {"server": running, "kernels": list(shown.values()), "rest": commands(rest)}
+    return {"server": running, "kernels": list(shown.values()), "ended": ended, "rest": commands(rest)}
 
 
 def commands(rest: dict[int, str]) -> list[dict[str, Any]]:
@@ -62,8 +65,9 @@ def stop(_request: dict[str, Any]) -> dict[str, Any]:
         for pid in servers if groups != "kernels" else ():
             with contextlib.suppress(OSError):
                 os.kill(pid, number)
-        for pid in kernels if groups != "servers" else ():
+        for pid, file in kernels.items() if groups != "servers" else ():
             with contextlib.suppress(OSError):
+                write(file[: -len("json")] + "asked", "")
                 os.killpg(pid, number)
         end = time.time() + STOP_S
         while time.time() < end and any(sorted_out(folder)[: 1 if groups == "servers" else 2]):
@@ -78,7 +82,7 @@ def stop(_request: dict[str, Any]) -> dict[str, Any]:
 def main(request: dict[str, Any]) -> None:
     verbs = {
         "start": server.start, "look": look, "stop": stop, "about": kernel.about, "kernel": kernel.start,
-        "again": kernel.again, "said": kernel.said, "forget": kernel.forget,
+        "again": kernel.again, "end": kernel.end, "said": kernel.said, "forget": kernel.forget,
     }  # fmt: skip
     try:
         if not os.path.isdir("/proc/self"):
