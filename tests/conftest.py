@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests import sshd
+
 # Read at import by the libraries themselves, so set before any test module is.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", WANDB_MODE="disabled", TOKENIZERS_PARALLELISM="false")
 # A person's own settings would change what the tests see; a test that wants one sets it. NBKIT_CACHE stays: it holds
@@ -52,22 +54,29 @@ def pytest_report_header() -> str:
 
 
 @pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sshd.Sshd]:
+    """An sshd on loopback, `box` in its configuration; no run of nbkit is left on it."""
+    from tests import works
+
+    with sshd.running(tmp_path_factory.mktemp("sshd")) as server:
+        yield server
+        works.end_all(server)
+
+
+@pytest.fixture(scope="module")
+def box(server: sshd.Sshd) -> sshd.Sshd:
+    """That server, for the tests of ssh; those of nbkit.remote have a connection to it by this name."""
+    sshd.need("ssh")
+    return server
+
+
+@pytest.fixture(scope="module")
 def echo() -> Iterator[int]:
     """Port of an echo server."""
     from tests.echoing import Echo, Listener, echoing
 
     with echoing(Listener(("127.0.0.1", 0), Echo)) as server:
         yield server.server_address[1]
-
-
-@pytest.fixture(scope="module")
-def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """An sshd for a module; modules that want another, or a session on it, have a `box` of their own."""
-    from tests import sshd
-
-    sshd.need("sshd", "ssh", "ssh-keygen")
-    with sshd.running(tmp_path_factory.mktemp("box")) as server:
-        yield server
 
 
 @pytest.fixture
@@ -90,3 +99,22 @@ def entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         f"[jupyter_client.kernel_provisioners]\n{PROVISIONER} = nbkit.remote.provisioner:BoxProvisioner\n"
     )
     monkeypatch.syspath_prepend(str(about.parent))
+
+
+@pytest.fixture
+def laptop(tmp_path: Path, server: sshd.Sshd) -> Any:
+    """A person's machine that knows `server`."""
+    from tests.laptop import Laptop
+
+    return Laptop(tmp_path / "laptop", server)
+
+
+@pytest.fixture
+def own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A folder of runs, and no run or process of one left behind."""
+    from tests import little
+
+    monkeypatch.setenv("NBKIT_RUNS", str(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    yield
+    little.leave_nothing(tmp_path / "runs")

@@ -8,9 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import tiny
-
 from nbkit import models
+from tests import tiny
 
 _SCRATCH = tempfile.TemporaryDirectory(prefix="nbkit-test-")
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from pathlib import Path
 from typing import Any
+
+from tests.waiting import until
 
 VOCABULARY = 64
 
@@ -114,9 +115,7 @@ def stopped_at(trainer: Any, step: int, **options: Any) -> Any:
     try:
         reached.wait(120)
         run.stop()
-        until = time.monotonic() + 60
-        while not run._recorder.stop_asked and time.monotonic() < until:
-            time.sleep(0.01)
+        until(lambda: run._recorder.stop_asked, "the request to stop")
     finally:
         goes_on.set()
     run.wait(120)

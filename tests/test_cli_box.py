@@ -15,12 +15,6 @@ from tests import sshd
 HERE = shlex.quote(sys.executable)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with sshd.running(tmp_path_factory.mktemp("sshd")) as running:
-        yield running
-
-
 @pytest.fixture
 def run(server, tmp_path, monkeypatch):
     """Run a verb in this process, with the server's configuration."""

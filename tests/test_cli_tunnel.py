@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from nbkit import remote
 from nbkit.remote import jupyter
 from nbkit.training.record import Recorder
 from tests import sshd
-from tests.echoing import until
+from tests.waiting import until
 
 NBKIT = [sys.executable, "-m", "nbkit.cli"]
 
@@ -228,7 +227,4 @@ class TestStatusAndStop:
         assert 0 == code
         assert "Ended server" in err
         assert 0 == run(place, "stop", "box")[0]
-        end = time.monotonic() + 5
-        while not (folder / "STOP").exists() and time.monotonic() < end:
-            time.sleep(0.05)
-        assert (folder / "STOP").exists()
+        until((folder / "STOP").exists, "the request to stop")

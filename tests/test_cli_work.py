@@ -3,52 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import shlex
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from nbkit.cli._remote import Shown
 from tests import sshd
-from tests.test_remote_work import COUNT, end_all
-
-NBKIT = [sys.executable, "-m", "nbkit.cli"]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with sshd.running(tmp_path_factory.mktemp("sshd")) as server:
-        yield server
-        end_all(server)
-
-
-class Laptop:
-    """A person's machine, with folders of its own; works in one of them."""
-
-    def __init__(self, folder: Path, server: sshd.Sshd) -> None:
-        self.folder, self.options = folder, ["-F", str(server.config), "--python", shlex.quote(sys.executable)]
-        self.environment = {**os.environ, "NBKIT_STATE": str(folder / "state"), "NBKIT_CACHE": str(folder / "cache")}
-        self.environment.pop("NBKIT_RUNS", None)
-        folder.mkdir()
-
-    def popen(self, *words: str) -> subprocess.Popen[str]:
-        return subprocess.Popen([*NBKIT, *words], cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
-
-    def run(self, *words: str, timeout_s: float = 120) -> tuple[int, str, str]:
-        """Exit code, stdout and stderr."""
-        process = self.popen(*words)
-        out, err = process.communicate(timeout=timeout_s)
-        return process.returncode, out, err
+from tests.laptop import Laptop
+from tests.works import COUNT
 
 
 @pytest.fixture
-def laptop(tmp_path, server):
-    laptop = Laptop(tmp_path / "laptop", server)
+def laptop(laptop):
+    """With a script that counts."""
     (laptop.folder / "count.py").write_text(COUNT)
     return laptop
 

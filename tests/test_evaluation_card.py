@@ -5,11 +5,11 @@ from __future__ import annotations
 import types
 from pathlib import Path
 
-import evaluated
 import pytest
 from test_evaluation_compare import comparison
 
 from nbkit.evaluation import Data, Export, export, model_card
+from tests import evaluated
 
 yaml = pytest.importorskip("yaml", reason="PyYAML comes with the train extra")
 
@@ -176,7 +176,7 @@ class TestLoading:
 
     def test_settings_of_a_real_trainer(self, tmp_path):
         """What SFTTrainer, LoraConfig and the 4-bit config say."""
-        import tiny
+        from tests import tiny
 
         text = card(recipe=tiny.trainer(evaluated.two_layers(), rows=4, output_dir=str(tmp_path)))
         for line in (

@@ -6,13 +6,13 @@ import dataclasses
 import json
 import math
 
-import evaluated
 import pytest
 
 from nbkit.errors import DataError, ModelError
 from nbkit.evaluation import Comparison, Difference, Forgetting, Output, Score, compare, completion_loss
 from nbkit.evaluation.compare import pair
 from nbkit.evaluation.loss import RowLoss
+from tests import evaluated
 
 pytest.importorskip("numpy", reason="numpy comes with the train extra")
 

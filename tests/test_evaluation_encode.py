@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import evaluated
 import pytest
 
 from nbkit.errors import DataError, ModelError
 from nbkit.evaluation.encode import encode
+from tests import evaluated
 
 pytestmark = pytest.mark.train
 

@@ -6,13 +6,13 @@ import importlib
 import json
 import types
 
-import evaluated
 import pytest
 
 from nbkit.errors import ModelError, StorageError
 from nbkit.evaluation import check_folder, completion_loss, export
 from nbkit.evaluation.encode import encode
 from nbkit.evaluation.export import Evidence, evidence
+from tests import evaluated
 
 pytestmark = pytest.mark.train
 module = importlib.import_module("nbkit.evaluation.export")  # the package's attribute of this name is the verb

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-import evaluated
 import pytest
 
 from nbkit.errors import ModelError
 from nbkit.evaluation import Difference, Forgetting, completion_loss, forgetting
 from nbkit.evaluation.forgetting import PROMPTS
+from tests import evaluated
 
 
 def found(value: float, low: float, high: float) -> Forgetting:

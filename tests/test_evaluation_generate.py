@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import logging
 
-import evaluated
 import pytest
 
 from nbkit.errors import DataError
 from nbkit.evaluation.encode import encode
 from nbkit.evaluation.generate import end_tokens, greedy
+from tests import evaluated
 
 pytestmark = pytest.mark.train
 ALL = [*evaluated.ROWS, *evaluated.OTHER]

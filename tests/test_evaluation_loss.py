@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import evaluated
 import pytest
-import tiny
 
 from nbkit.evaluation.encode import encode
 from nbkit.evaluation.loss import RowLoss, completion_loss, mean_loss, row_losses
+from tests import evaluated, tiny
 
 pytestmark = pytest.mark.train
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import statistics
 
-import evaluated
 import pytest
 
 from nbkit.errors import DataError, ModelError
 from nbkit.evaluation import completion_loss, score
 from nbkit.evaluation.fields import match
 from nbkit.evaluation.score import capped
+from tests import evaluated
 
 ALL = [*evaluated.ROWS, *evaluated.OTHER]
 

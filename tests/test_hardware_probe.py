@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import until
+
 # By path: nbkit.hardware.probe, as an attribute, is the function.
 probe = importlib.import_module("nbkit.hardware.probe")
 SOURCE = Path(probe.__file__).read_text()
@@ -190,14 +192,12 @@ class TestNvml:
         code = "import time; time.sleep(30)  # python -m ipykernel_launcher"
         child = subprocess.Popen([sys.executable, "-c", code])
         try:
-            deadline = time.monotonic() + 10
-            while not (found := probe._process(child.pid))["notebook"] and time.monotonic() < deadline:
-                time.sleep(0.02)
+            until(lambda: probe._process(child.pid)["notebook"], "the kernel's command line")
+            found = probe._process(child.pid)
         finally:
             child.kill()
             child.wait(timeout=10)
         assert {"name", "notebook"} == set(found)
-        assert found["notebook"]
         assert found["name"].startswith("python")
         assert {"name": None, "notebook": False} == probe._process(2**22 + 1)
 

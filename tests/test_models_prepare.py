@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 
 from nbkit import models
 from nbkit.errors import ModelError
+from tests import tiny
 
 pytestmark = pytest.mark.train
 

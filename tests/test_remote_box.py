@@ -25,12 +25,6 @@ def _own_state(tmp_path, monkeypatch):
     monkeypatch.setenv("NBKIT_STATE", str(tmp_path / "state"))
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with sshd.running(tmp_path_factory.mktemp("sshd")) as running:
-        yield running
-
-
 class TestConnect:
     def test_runs_programs_by_text(self, server):
         """A box runs a program's text in its python3 and hands back the answer."""

@@ -18,10 +18,9 @@ from nbkit.remote import connect, mirror, work
 from nbkit.widgets.feed import Feed
 from nbkit.widgets.live import watch
 from nbkit.widgets.summary import summary
-from tests import sshd
-from tests.test_cli_work import Laptop
-from tests.test_remote_work import end_all, finished, until
 from tests.test_widgets_live import VIEW, _custom, _frozen, _shown, kernel  # noqa: F401 - a fixture
+from tests.waiting import until
+from tests.works import finished
 
 # A run of nbkit whose steps cost nothing.
 STEPS = """
@@ -40,13 +39,6 @@ for step in range(1, total + 1):
 recorder.set("stopped" if recorder.stop_asked else "done", step=step)
 recorder.close()
 """
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with sshd.running(tmp_path_factory.mktemp("sshd")) as server:
-        yield server
-        end_all(server)
 
 
 @pytest.fixture
@@ -115,12 +107,12 @@ class TestMirror:
         run = mirror.watch(box, trains(100000, 0.05).id)
         server.stop()
         try:
-            until(lambda: "the link to box is lost" in run.status.doing, 30)
+            until(lambda: "the link to box is lost" in run.status.doing)
             assert run.status.active
         finally:
             server.start()
         step = run.status.step
-        until(lambda: not run.status.doing and run.status.step > step, 60)
+        until(lambda: not run.status.doing and run.status.step > step)
         run.stop()
         assert "stopped" == ended(run).state
 
@@ -251,9 +243,8 @@ class TestViews:
 
 
 class TestCommands:
-    def test_watch_pause_and_stop_on(self, server, tmp_path):
+    def test_watch_pause_and_stop_on(self, laptop):
         """The verbs of a run take --on, and know by itself a run that was begun here."""
-        laptop = Laptop(tmp_path / "laptop", server)
         (laptop.folder / "steps.py").write_text(STEPS)
         laptop.run("run", "steps.py", "--on", "box", "-d", *laptop.options, "--", "100000", "0.05")
         watching = laptop.popen("watch", "steps", "--json")
@@ -268,9 +259,8 @@ class TestCommands:
         steps = [line["step"] for line in lines if line["kind"] == "row"]
         assert list(range(1, len(steps) + 1)) == steps
 
-    def test_watch_interrupted(self, server, tmp_path):
+    def test_watch_interrupted(self, laptop):
         """Ctrl-C leaves the run alone and says how to stop it; -F without a host is wrong usage."""
-        laptop = Laptop(tmp_path / "laptop", server)
         (laptop.folder / "steps.py").write_text(STEPS)
         laptop.run("run", "steps.py", "--on", "box", "-d", *laptop.options, "--", "100000", "0.05")
         watching = laptop.popen("watch", "--on", "box", *laptop.options)

@@ -19,7 +19,7 @@ from nbkit.errors import MissingPackageError, RemoteCommandError, TransferError,
 from nbkit.remote import connect, stores
 from nbkit.remote.references import parse
 from nbkit.remote.there import store as store_there
-from tests import s3_server, sshd
+from tests import s3_server
 
 FILES = {"a.jsonl": b'{"a": 1}\n', "sub/bïg file.bin": bytes(range(256)) * 9000, "empty": b""}
 MIB = 1 << 20
@@ -60,12 +60,6 @@ def forget_clients():
     import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with sshd.running(tmp_path_factory.mktemp("sshd")) as server:
-        yield server
 
 
 @pytest.fixture

@@ -5,27 +5,19 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from itertools import pairwise
 
 import pytest
 
 from nbkit.remote.watching import seen
 from tests import sshd
+from tests.waiting import until
 
 
 @pytest.fixture
 def server(tmp_path):
     with sshd.running(tmp_path / "box") as server:
         yield server
-
-
-def until(holds, what):
-    """Wait for it."""
-    end = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < end, what
-        time.sleep(0.05)
 
 
 def text(path):

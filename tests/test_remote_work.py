@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import signal
@@ -17,28 +16,8 @@ import pytest
 from nbkit.errors import NbkitError, RemoteCommandError
 from nbkit.remote import begun, connect, parcel, work
 from nbkit.remote.there import work as there
-from tests import sshd
-
-COUNT = """
-import sys, time
-for number in range(int(sys.argv[1])):
-    print("line", number, flush=True)
-    time.sleep(float(sys.argv[2]))
-"""
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with sshd.running(tmp_path_factory.mktemp("sshd")) as server:
-        yield server
-        end_all(server)
-
-
-def end_all(server):
-    for folder in (server.folder / ".local/state/nbkit/work").glob("*"):
-        for pid in there.marked(str(folder)):
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
+from tests.waiting import until
+from tests.works import COUNT, finished
 
 
 @pytest.fixture
@@ -59,21 +38,6 @@ def script(tmp_path):
         return folder / name
 
     return write
-
-
-def finished(found: work.Work) -> tuple[work.Work, str]:
-    """The run when it has ended, and what it printed."""
-    said: list[bytes] = []
-    return found.follow(said.append), b"".join(said).decode()
-
-
-def until(what, within_s=20.0):
-    end = time.monotonic() + within_s
-    while time.monotonic() < end:
-        if found := what():
-            return found
-        time.sleep(0.05)
-    raise AssertionError("it did not happen in time")
 
 
 class TestScript:

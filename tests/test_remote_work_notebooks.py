@@ -19,18 +19,11 @@ from nbkit.remote import connect, work
 from nbkit.remote.there import notebook as notebook_program
 from nbkit.remote.there import work as there
 from nbkit.training import Run
-from tests import sshd, tiny
+from tests import tiny
 from tests.recorded import recorded
-from tests.test_cli_work import Laptop
 from tests.test_remote_parameters import notebook
-from tests.test_remote_work import end_all, finished, until
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with sshd.running(tmp_path_factory.mktemp("sshd")) as server:
-        yield server
-        end_all(server)
+from tests.waiting import until
+from tests.works import finished
 
 
 @pytest.fixture
@@ -38,11 +31,6 @@ def box(server, tmp_path, monkeypatch):
     monkeypatch.setenv("NBKIT_STATE", str(tmp_path / "state"))
     with connect("box", config=server.config, python=shlex.quote(sys.executable)) as box:
         yield box
-
-
-@pytest.fixture
-def laptop(tmp_path, server):
-    return Laptop(tmp_path / "laptop", server)
 
 
 def written(folder, *cells, name="a.ipynb"):

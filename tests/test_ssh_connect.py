@@ -19,6 +19,7 @@ from nbkit.ssh import TooLateError, connect
 from nbkit.ssh.text import plain
 from tests.ssh_hostile import Doorman, saying, serving
 from tests.sshd import free_port, keygen, need, running
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module", params=["paramiko", "ssh"])
@@ -129,8 +130,9 @@ class TestStart:
     def test_an_unread_output_is_bounded(self, box):
         """A command that nobody reads is held up by the window, not kept in memory."""
         with connect("box", config=box.config, ask=None) as session, session.start(["cat", "/dev/zero"]) as process:
-            time.sleep(1)
-            assert 0 < len(process._kept) <= 64 << 20
+            until(lambda: process._kept, "output")
+            time.sleep(1)  # to take more, if it did
+            assert len(process._kept) <= 64 << 20
             assert "ok" == session.run(["echo", "ok"]).text
 
 
@@ -155,10 +157,7 @@ class TestSession:
             assert session.alive
         session.close()
         assert not session.alive
-        end = time.monotonic() + 10
-        while set(threading.enumerate()) - before and time.monotonic() < end:
-            time.sleep(0.05)
-        assert set() == set(threading.enumerate()) - before
+        until(lambda: not set(threading.enumerate()) - before, "the end of the session's threads")
         with pytest.raises(UnreachableError, match="it was closed"):
             session.run(["true"])
 
@@ -171,8 +170,7 @@ class TestSession:
             os.kill(mine, signal.SIGSTOP)
             try:
                 start = time.monotonic()
-                while session.alive and time.monotonic() - start < 60:
-                    time.sleep(0.05)
+                until(lambda: not session.alive, "the silence to be seen")
                 seen = time.monotonic() - start
             finally:
                 os.kill(mine, signal.SIGKILL)
@@ -233,9 +231,7 @@ class TestLogin:
             ["ssh-agent", "-D", "-a", str(sock)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
-            end = time.monotonic() + 20
-            while not sock.exists() and time.monotonic() < end:
-                time.sleep(0.02)
+            until(sock.exists, "the agent's socket")
             subprocess.run(["ssh-add", "-q", str(key)], env={**os.environ, "SSH_AUTH_SOCK": str(sock)}, check=True, timeout=20,
                            stdin=subprocess.DEVNULL)  # fmt: skip
             key.unlink()
@@ -477,10 +473,7 @@ class TestRoutes:
         config = box.write_config(f"ProxyCommand {sys.executable} {script} %h %p", path=tmp_path / "config")
         with connect("box", config=config, ask=None) as session:
             assert "hi" == session.run(["echo", "hi"]).text
-        end = time.monotonic() + 15
-        while str(script) in _command_lines() and time.monotonic() < end:
-            time.sleep(0.05)
-        assert str(script) not in _command_lines()
+        until(lambda: str(script) not in _command_lines(), "the end of the proxy command")
 
     def test_a_proxy_command_that_fails_is_quoted(self, box, tmp_path):
         """What it wrote to stderr is in the error."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from nbkit.errors import AuthenticationError, HostKeyError
 from nbkit.ssh import connect, resolve
 from tests.sshd import keygen, running
+from tests.waiting import until
 
 
 def certify(folder: Path, host_key: Path) -> str:
@@ -44,9 +44,7 @@ class TestChoice:
         config = box.write_config(f"ControlPath {tmp_path}/m", path=tmp_path / "config")
         master = subprocess.Popen(["ssh", "-F", str(config), "-M", "-N", "box"])
         try:
-            end = time.monotonic() + 30
-            while not (tmp_path / "m").exists() and time.monotonic() < end:
-                time.sleep(0.05)
+            until((tmp_path / "m").exists, "the master's socket")
             with connect("box", config=config, ask=None) as session:
                 assert str(tmp_path / "m") == session.facts["master"]
                 assert "hi" == session.run(["echo", "hi"]).text

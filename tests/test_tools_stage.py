@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.waiting import until
 from tools import stage
 
 HERE = Path(__file__).parent
@@ -25,13 +26,9 @@ def command(then, note):
 
 
 def gone(note):
-    """True when the noted process ends within a few seconds."""
+    """Whether the noted process has ended."""
     pid = int(note.read_text())
-    for _ in range(100):
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return True
-        time.sleep(0.1)
-    return False
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.parametrize(("then", "code"), [("sys.exit(0)", 0), ("sys.exit(3)", 3)])
@@ -39,7 +36,7 @@ def test_the_exit_code_is_the_stages_own(tmp_path, then, code):
     """And a child that it forgot is ended."""
     note = tmp_path / "pid"
     assert code == stage.run(command(then, note), cwd=HERE, limit_s=60)
-    assert gone(note)
+    until(lambda: gone(note), "the end of its child")
 
 
 def test_a_stage_that_hangs_is_ended_and_says_where_it_stood(tmp_path, capfd):
@@ -48,7 +45,7 @@ def test_a_stage_that_hangs_is_ended_and_says_where_it_stood(tmp_path, capfd):
     began = time.monotonic()
     assert stage.run(command("time.sleep(600)", note), cwd=HERE, limit_s=3) is None
     assert time.monotonic() - began < 60
-    assert gone(note)
+    until(lambda: gone(note), "the end of its child")
     assert "Fatal Python error: Aborted" in capfd.readouterr().err
 
 
@@ -61,5 +58,5 @@ def test_a_stage_beside_is_ended_when_it_is_told_to(tmp_path):
         words = command("print('here', flush=True); time.sleep(600)", note)
         assert stage.run(words, cwd=HERE, limit_s=600, output=output, stop=stop) is None
     assert time.monotonic() - began < 60
-    assert gone(note)
+    until(lambda: gone(note), "the end of its child")
     assert (tmp_path / "said").read_text().startswith("here\n")

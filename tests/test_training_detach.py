@@ -6,10 +6,7 @@ import os
 import stat
 import subprocess
 import sys
-import time
-from pathlib import Path
 
-import little
 import pytest
 
 from nbkit import training
@@ -18,32 +15,23 @@ from nbkit.training import carry, detach, devices, manifest, rebuild, repairs, w
 from nbkit.training.recipe import data_identity
 from nbkit.training.run import Run
 from nbkit.training.status import process_started
+from tests import little
+from tests.waiting import until
 
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.usefixtures("own_runs")]
 LONG_S = 240  # a process that loads torch on a busy machine; below the 300 s that a test may take
 
 
-@pytest.fixture(autouse=True)
-def _own_runs(tmp_path, monkeypatch):
-    """A folder of runs, and no process left behind."""
-    monkeypatch.setenv("NBKIT_RUNS", str(tmp_path / "runs"))
-    monkeypatch.chdir(tmp_path)
-    yield
-    little.leave_nothing(tmp_path / "runs")
-
-
-def until(true, run=None):
-    """Wait until `true()`; an AssertionError when the run ends first or after a long time."""
-    end = time.monotonic() + LONG_S
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        assert run is None or run.status.active, run.status
-        time.sleep(0.02)
+def until_it(run, holds):
+    """Wait until `holds()`; an AssertionError when the run ends first, or after a long time."""
+    until(lambda: holds() or not run.status.active, within_s=LONG_S)
+    assert holds(), run.status
 
 
 STARTER = """
-import os, signal, little
+import os, signal
 from nbkit import training
+from tests import little
 trainer = little.trainer(lora=True, eval_strategy="steps", eval_steps=4, hub_token="hf_" + "a1B2c3D4" * 4)
 trainer.processing_class = little.tokenizer()
 run = training.start(trainer, name="away", detach=True, samples=["w3 w4"], sample_tokens=4)
@@ -58,10 +46,7 @@ class TestDetached:
         trainer = little.trainer(lora=True, eval_strategy="steps", eval_steps=4)
         trainer.processing_class = little.tokenizer()
         here = training.start(trainer, name="here", samples=["w3 w4"], sample_tokens=4).wait(120)
-        env = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(Path(little.__file__).parent), *filter(None, sys.path)]),
-        }
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         done = subprocess.run(
             [sys.executable, "-c", STARTER], env=env, capture_output=True, text=True, timeout=LONG_S, check=False
         )
@@ -83,9 +68,9 @@ class TestDetached:
         assert "waiting" == run.status.state
         pid = run.status.pid
         assert (True, pid) == (pid != os.getpid(), os.getsid(pid))
-        until(lambda: run.status.step >= 1, run)
+        until_it(run, lambda: run.status.step >= 1)
         run.pause()
-        until(lambda: run.status.state == "paused", run)
+        until_it(run, lambda: run.status.state == "paused")
         beside = devices.notes("cpu", run.path.parent / "another", detach=True)
         assert [f"device: {run.id} trains on this CPU too (paused, process {pid})"] == [
             n.partition(": both")[0] for n in beside
@@ -98,7 +83,7 @@ class TestDetached:
         at = run.status.step
         again = training.start(little.trainer(max_steps=4000), resume="auto")
         assert run.path == again.path
-        until(lambda: again.status.step > at, again)
+        until_it(again, lambda: again.status.step > at)
         again.stop()
         assert at == again.wait(120).status.resumed_from
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
@@ -17,6 +16,7 @@ from nbkit.training import lines
 from nbkit.training.lines import Lines, Tail, join
 from nbkit.training.record import Recorder
 from nbkit.training.run import Run
+from tests.waiting import until
 
 
 class TestLines:
@@ -160,15 +160,11 @@ class TestRecorder:
         run = Run(tmp_path / "run")
         recorder.step(3)
         run.pause()
-        until = time.monotonic() + 30
-        while not (recorder.pause_asked and run.status.step == 3) and time.monotonic() < until:
-            time.sleep(0.01)
-        assert (True, False, 3) == (recorder.pause_asked, recorder.stop_asked, run.status.step)
+        until(lambda: recorder.pause_asked and run.status.step == 3, "the pause and step 3")
+        assert not recorder.stop_asked
         run.unpause()
         run.stop()
-        while (recorder.pause_asked or not recorder.stop_asked) and time.monotonic() < until:
-            time.sleep(0.01)
-        assert (False, True) == (recorder.pause_asked, recorder.stop_asked)
+        until(lambda: recorder.stop_asked and not recorder.pause_asked, "the stop")
         recorder.set("stopped")
         assert not [thread for thread in threading.enumerate() if thread.name == "record run" and thread.is_alive()]
 

@@ -10,32 +10,16 @@ import sys
 import threading
 import time
 
-import little
 import pytest
 
 from nbkit import atomic, training
 from nbkit.errors import RunError, StorageError
 from nbkit.training import checkpoint, manifest, oom
 from nbkit.training.run import Run
+from tests import little
+from tests.waiting import until
 
-pytestmark = pytest.mark.train
-
-
-@pytest.fixture(autouse=True)
-def _own_runs(tmp_path, monkeypatch):
-    """A folder of runs, and no run left behind."""
-    monkeypatch.setenv("NBKIT_RUNS", str(tmp_path / "runs"))
-    monkeypatch.chdir(tmp_path)
-    yield
-    little.leave_nothing(tmp_path / "runs")
-
-
-def until(true, within_s=60.0):
-    """Wait until `true()`; an AssertionError after `within_s`."""
-    end = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
+pytestmark = [pytest.mark.train, pytest.mark.usefixtures("own_runs")]
 
 
 def events(run):

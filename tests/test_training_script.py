@@ -24,7 +24,7 @@ import json, os, resource, signal, sys, threading, time
 from pathlib import Path
 from tests.chaos import train
 train.warm()
-import little
+from tests import little
 from nbkit import training
 from nbkit.training.run import runs
 
@@ -106,7 +106,7 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What became of the scripts."""
-    places = [str(ROOT), str(ROOT / "tests"), *filter(None, sys.path)]
+    places = [str(ROOT), *filter(None, sys.path)]
     # Each arena of glibc takes 64 MiB of address space, needed or not, and the limit counts address space.
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
     folder = tmp_path_factory.mktemp("scripts")

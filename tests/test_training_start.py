@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 
-import little
 import pytest
-import tiny
 
 from nbkit import models, training
 from nbkit.errors import ModelError, RunError, StorageError
@@ -16,8 +13,10 @@ from nbkit.training import manifest
 from nbkit.training.recipe import read_yaml
 from nbkit.training.repairs import fp32_adapters, score_trained_tokens_only
 from nbkit.training.run import Run
+from tests import little, tiny
+from tests.waiting import until
 
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.usefixtures("own_runs")]
 TOKEN = "hf_" + "a1B2c3D4" * 4
 
 
@@ -25,14 +24,6 @@ TOKEN = "hf_" + "a1B2c3D4" * 4
 def folder(tmp_path_factory):
     """Two real layers of the embedded model."""
     return tiny.save_two_layers(models.embedded(), tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(autouse=True)
-def _own_runs(tmp_path, monkeypatch):
-    """A folder of runs, and no run left behind."""
-    monkeypatch.setenv("NBKIT_RUNS", str(tmp_path / "runs"))
-    yield
-    little.leave_nothing(tmp_path / "runs")
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +74,7 @@ class TestStart:
     def test_a_second_run_in_the_kernel_waits_its_turn(self):
         """Two trainings in one process would fight for the device; a trainer that is only built disturbs none."""
         run = training.start(little.trainer(max_steps=4000, save_strategy="no"))
-        until = time.monotonic() + 60
-        while run.status.state == "waiting" and time.monotonic() < until:
-            time.sleep(0.01)
+        until(lambda: run.status.state != "waiting", "the first run to begin")
         with pytest.raises(RunError, match="still active"):
             training.start(little.trainer())
         run.stop()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 import subprocess
 import threading
-import time
 
 import pytest
 
 from nbkit.training.system import Gpu, Sampler
+from tests.waiting import until
 
 # Layouts as nvml.h has them, written apart from the code's own; utilisation fails on the card that MIG has cut up.
 NVML = r"""
@@ -87,9 +87,7 @@ def test_sampler_writes_and_ends(monkeypatch):
     monkeypatch.setenv("NBKIT_NVML_LIBRARY", "/nowhere/libnvidia-ml.so.1")
     rows = []
     sampler = Sampler(rows.append, every_s=0.02).start()
-    until = time.monotonic() + 30
-    while len(rows) < 3 and time.monotonic() < until:
-        time.sleep(0.01)
+    until(lambda: len(rows) > 2, "three rows")
     sampler.stop()
     assert [True, False] == ["gpu_reason" in row for row in rows[:2]]
     assert {"cpu_percent", "rss_gib", "ram_used_gib", "ram_gib"} == set(rows[1])

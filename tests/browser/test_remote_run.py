@@ -13,7 +13,7 @@ from board import Board, expect_kept
 from playwright.sync_api import expect
 
 from tests import sshd
-from tests.test_remote_work import end_all
+from tests.works import end_all
 from tools.page import Notebook
 from tools.page import page as open_page
 

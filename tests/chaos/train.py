@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 STEPS, EVERY = 8, 2
-HERE = Path(__file__).resolve().parent.parent
 _PR_SET_PDEATHSIG = 1
 _done = mmap.mmap(-1, 8)  # shared with the child: the step it has done survives its kill
 
@@ -29,12 +28,12 @@ def steps_done() -> int:
 
 def warm() -> None:
     """Load what every child needs, and start no thread of torch's: a fork would not have it."""
-    sys.path.insert(0, str(HERE))
     import torch
 
     torch.set_num_threads(1)
-    import little
     from transformers.utils import logging
+
+    from tests import little
 
     logging.disable_progress_bar()
     import tempfile
@@ -57,8 +56,9 @@ def warm() -> None:
 
 def trainer(folder: Path | str = "unused", **arguments: Any) -> Any:
     """The trainer of all chaos: 8 steps of a Llama of 20,000 weights with attention dropout, a save every 2."""
-    import little
     from transformers import TrainerCallback
+
+    from tests import little
 
     class CountCallback(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
