@@ -97,3 +97,19 @@ def test_a_killed_kernel_is_explained_below_its_cell(lab, chrome, server):
         wait_for(lambda: "The kernel was killed at " in book.output(0).inner_text(), "what became of it", 60)
         assert book.output(0).inner_text().startswith("0 1 2 3 ")
         assert f"nbkit kernel logs box {one['id'][:8]}" in book.output(0).inner_text()
+
+
+def test_is_chosen_in_notebook_7(lab, chrome, server):
+    """Notebook 7, on a kernel of this machine, changes to the one of the box by its dialog; a counter loses nothing in a cut."""
+    with open_page(chrome) as page:
+        book = Notebook(lab, page, "remote/seven", [_COUNT], view="notebooks").open()
+        page.locator(".jp-Toolbar-kernelName").click()
+        dialog = page.locator(".jp-Dialog")
+        dialog.locator("select").select_option(label="gpu (box)")
+        dialog.get_by_role("button", name="Select").click()
+        page.locator(".jp-Toolbar-kernelName", has_text="gpu (box)").wait_for()
+        book.ready().run_all()
+        wait_for(lambda: " 40 " in book.output(0).inner_text(), "number 40", 60)
+        server.cut()
+        wait_for(lambda: "159" in book.output(0).inner_text().split(), "the last number", 60)
+        assert [str(number) for number in range(160)] == book.output(0).inner_text().split()
