@@ -118,3 +118,12 @@ def own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     yield
     little.leave_nothing(tmp_path / "runs")
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """An IPython kernel whose messages are kept, with runs of its own to watch."""
+    from tests.widget_kernel import running
+
+    with running(tmp_path_factory.mktemp("kernel")) as kernel:
+        yield kernel

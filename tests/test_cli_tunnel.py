@@ -166,7 +166,7 @@ class TestTunnel:
 
 
 class TestStatusAndStop:
-    def test_status_shows_and_stop_ends_it_all(self, place, server, words):
+    def test_status_shows_and_stop_ends_it_all(self, place, words):
         """Tunnel, server, kernel and relay are shown; stop ends them and forgets the box."""
         assert (0, "[]") == tuple(x.strip() if isinstance(x, str) else x for x in run(place, "status", "--json")[:2])
         with Tunnelled(place, *words, "--json") as tunnel:

@@ -394,7 +394,7 @@ class TestDisks:
         assert expected == probe.read_speed(str(tmp_path / "not" / "yet"), [], limit_s=0.2)
         assert [] == list(tmp_path.iterdir())
 
-    def test_the_measurement_is_asked_for(self, tmp_path):
+    def test_the_measurement_is_asked_for(self):
         """Only --read-speed reads disks, each device once."""
         done = subprocess.run([sys.executable, "-", "--read-speed"], input=SOURCE, check=True, capture_output=True,
                               text=True, timeout=30)  # fmt: skip

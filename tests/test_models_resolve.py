@@ -38,7 +38,7 @@ def test_a_path_that_is_not_there_is_not_looked_up_on_the_hub():
         resolve("./no/such/model")
 
 
-def test_nonsense_is_neither(tmp_path):
+def test_nonsense_is_neither():
     """A text that can be no hub id is refused as such."""
     with pytest.raises(ModelError, match="neither a folder here nor a hub id"):
         resolve("a b c")

@@ -131,7 +131,7 @@ class TestPath:
         assert (5, "Python") == (found.exit_code, found.path.broken.name)
         assert message in found.path.broken.remark
 
-    def test_a_python_without_jupyter_is_red(self, server, tmp_path):
+    def test_a_python_without_jupyter_is_red(self, server):
         """No jupyter_server there: the fix is the setup; the findings are still told."""
         with remote.connect("box", config=server.config, python="python3 -S") as box:
             found = box.doctor(fast=True)

@@ -18,8 +18,8 @@ from nbkit.remote import connect, mirror, work
 from nbkit.widgets.feed import Feed
 from nbkit.widgets.live import watch
 from nbkit.widgets.summary import summary
-from tests.test_widgets_live import VIEW, _custom, _frozen, _shown, kernel  # noqa: F401 - a fixture
 from tests.waiting import until
+from tests.widget_kernel import VIEW, custom_in, is_frozen, shown_by
 from tests.works import finished
 
 # A run of nbkit whose steps cost nothing.
@@ -116,7 +116,7 @@ class TestMirror:
         run.stop()
         assert "stopped" == ended(run).state
 
-    def test_two_at_once_and_one_that_was_killed(self, box, server, trains, tmp_path):
+    def test_two_at_once_and_one_that_was_killed(self, box, trains, tmp_path):
         """Several views share one copy; one that a killed process left is gone on with, also after half a line."""
         found = trains(80, 0.05)
         run = mirror.watch(box, found.id)
@@ -228,16 +228,16 @@ class TestViews:
         with pytest.raises(RunError, match="no run 'absent'"):
             watch("absent")
 
-    def test_dashboard_of_a_run_there(self, kernel, server, trains, tmp_path):  # noqa: F811
+    def test_dashboard_of_a_run_there(self, kernel, server, trains, tmp_path):
         """In a notebook it is the dashboard; its Stop reaches the box; the picture stays when the run has ended."""
         found = trains(100000, 0.05)
         kernel.run(f"import os\nos.environ['NBKIT_CACHE'] = {str(tmp_path / 'cache')!r}")
         kernel.run(f"box = nbkit.connect('box', config={str(server.config)!r}, python={shlex.quote(sys.executable)!r})")
-        widget = _shown(kernel.run(f"far = nbkit.watch({found.id!r}, on=box)"))[0][VIEW]["model_id"]
-        kernel.until(lambda m: "rows" in _custom(m, widget), "rows")
+        widget = shown_by(kernel.run(f"far = nbkit.watch({found.id!r}, on=box)"))[0][VIEW]["model_id"]
+        kernel.until(lambda m: "rows" in custom_in(m, widget), "rows")
         kernel.say(widget, {"kind": "stop"})
-        kernel.until(lambda m: "stop" == _custom(m, widget).get("ack"), "the answer to the click")
-        kernel.until(lambda m: _frozen(m) and "stopped" in m["content"]["data"]["text/plain"], "the picture")
+        kernel.until(lambda m: "stop" == custom_in(m, widget).get("ack"), "the answer to the click")
+        kernel.until(lambda m: is_frozen(m) and "stopped" in m["content"]["data"]["text/plain"], "the picture")
         assert "stopped" == finished(found)[0].about["runs"][0]["state"]
         kernel.run("box.close()")
 

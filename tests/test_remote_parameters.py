@@ -6,19 +6,7 @@ import pytest
 
 from nbkit.errors import NbkitError
 from nbkit.remote import parameters
-
-
-def notebook(*cells, language="python", minor=5):
-    """A notebook of code cells, each a source or a source with its tag."""
-    made = [
-        {
-            "cell_type": "code", "id": f"c{number}", "outputs": [], "execution_count": None,
-            "metadata": {"tags": [cell[1]]} if isinstance(cell, tuple) else {},
-            "source": cell[0] if isinstance(cell, tuple) else cell,
-        }
-        for number, cell in enumerate(cells)
-    ]  # fmt: skip
-    return {"nbformat": 4, "nbformat_minor": minor, "metadata": {"kernelspec": {"language": language}}, "cells": made}
+from tests.works import notebook
 
 
 def sources(content):

@@ -190,7 +190,7 @@ class TestJob:
             remote.start(box, write_a_run, {"rows": 1}, name="busy")
         assert job.stop()
 
-    def test_outlives_its_connection(self, practice, box, tmp_path):
+    def test_outlives_its_connection(self, practice, box):
         """The job goes on when the connection that started it is closed."""
         with nbkit.connect(practice.host, **practice.options) as other:
             remote.start(other, write_a_run, {"rows": 4}, name="alone")

@@ -235,7 +235,7 @@ class TestBadGround:
         assert "apt install python3." in caught.value.hint
         assert "without root" in caught.value.hint
 
-    def test_too_old(self, server, request_):
+    def test_too_old(self, server):
         """A Python 3.8 runs our programs and is refused for the environment."""
         old = old_python("3.8")
         with remote.connect("box", config=server.config, python=old) as box:
@@ -280,7 +280,7 @@ class TestBadGround:
         assert "--path" in caught.value.hint
         assert [] == list(disk.iterdir())
 
-    def test_a_disk_that_becomes_full(self, box, request_, shelf, disk, tmp_path, monkeypatch):
+    def test_a_disk_that_becomes_full(self, box, request_, shelf, disk, monkeypatch):
         """No room in the middle: the cause and the fix, no marker; with room again the same call goes on."""
         monkeypatch.setattr(setups, "LAB_GIB", 0.0)
         monkeypatch.setattr(setups, "AGAIN_GIB", 0.0)

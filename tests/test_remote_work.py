@@ -325,7 +325,7 @@ def there_names(server):
 
 
 class TestOwnCode:
-    def test_goes_along_where_there_is_none(self, server, box, script, tmp_path, monkeypatch):
+    def test_goes_along_where_there_is_none(self, server, script, tmp_path, monkeypatch):
         """A Python without nbkit gets this one, once; `import nbkit` works in the run, and in what it starts."""
         monkeypatch.setenv("NBKIT_STATE", str(tmp_path / "state"))
         environment = tmp_path / "env"

@@ -21,9 +21,8 @@ from nbkit.remote.there import work as there
 from nbkit.training import Run
 from tests import tiny
 from tests.recorded import recorded
-from tests.test_remote_parameters import notebook
 from tests.waiting import until
-from tests.works import finished
+from tests.works import finished, notebook
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 class TestDetached:
-    def test_outlives_its_starter_with_the_same_losses(self, tmp_path):
+    def test_outlives_its_starter_with_the_same_losses(self):
         """The starter is killed as soon as it has the run; 8 steps later losses and adapter are those of a thread's run."""
         trainer = little.trainer(lora=True, eval_strategy="steps", eval_steps=4)
         trainer.processing_class = little.tokenizer()

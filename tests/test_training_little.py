@@ -42,7 +42,7 @@ def again(**arguments):
 
 
 class TestCheckpoints:
-    def test_are_private_whole_and_without_arguments(self, tmp_path, monkeypatch):
+    def test_are_private_whole_and_without_arguments(self, monkeypatch):
         """Folders 0700, files 0600, a manifest of what the run was, no pickle, and no planted token anywhere."""
         token = "hf_" + "a1B2c3D4" * 4
         monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef" * 2 + "01234567")
@@ -179,7 +179,7 @@ class TestStop:
         run.wait(60)  # the whole answer would take 1,000 s
         assert ("stopped", []) == (run.status.state, run.samples())
 
-    def test_of_a_limit_of_one_keeps_what_to_go_on_from(self, whole):
+    def test_of_a_limit_of_one_keeps_what_to_go_on_from(self):
         """Trainer deletes the last checkpoint at the end of a run with save_total_limit=1 and a better one before it."""
         options = {"save_total_limit": 1, "metric_for_best_model": "loss", "greater_is_better": True}
         run = little.stopped_at(again(**options), 7)
