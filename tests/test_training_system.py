@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import threading
 
 import pytest
 
 from nbkit.training.system import Gpu, Sampler
+from tests.nvml import compiled
 from tests.waiting import until
 
 # Layouts as nvml.h has them, written apart from the code's own; utilisation fails on the card that MIG has cut up.
@@ -32,14 +31,7 @@ int nvmlDeviceGetUtilizationRates(void *d, rates *r) { if (d != devices) return 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     """The path of that library."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if not compiler:
-        pytest.skip("needs gcc, to build an NVML library without a GPU")
-    folder = tmp_path_factory.mktemp("nvml")
-    (folder / "nvml.c").write_text(NVML)
-    made = folder / "libnvidia-ml.so.1"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", made, folder / "nvml.c"], check=True, timeout=60)
-    return str(made)
+    return compiled(NVML, tmp_path_factory.mktemp("nvml") / "libnvidia-ml.so.1")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Runs that a box carries out on its own: a script and a notebook for them, how one is followed to its end, and ending them all."""
+"""Runs that a box carries out on its own: a script and a notebook for them, how one is followed, and how all are ended."""
 
 from __future__ import annotations
 
