@@ -104,7 +104,7 @@ class TestTunnel:
             token = Path(found["token_file"]).read_text()
             assert "0o600" == oct(Path(found["token_file"]).stat().st_mode & 0o777)
             assert 200 == opens(f"{found['url']}?token={token}")
-            assert ["Python 3 (ipykernel) (box)"] == found["kernels"]
+            assert ["Python 3 (box)"] == found["kernels"]
             code, err = tunnel.end()
         assert 130 == code
         assert token not in tunnel.first + err

@@ -348,7 +348,7 @@ class TestStop:
 class TestKernels:
     def test_a_boxes_kernel_works_here(self, server, box, opened, entry_point):
         """Chosen by name like a local kernel, it runs on the box, is interrupted, restarted, survives a cut and ends."""
-        assert ["Python 3 (ipykernel) (box)"] == opened.kernels
+        assert ["Python 3 (box)"] == opened.kernels
         asyncio.run(self.use(server, box))
 
     async def use(self, server, box):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from jupyter_client.kernelspec import KernelSpecManager
 
 from bench import nothing_lost
 from nbkit import remote
@@ -78,6 +79,8 @@ class TestAdd:
         made = kernels.add(box, folder="~/work", env={"CUDA_VISIBLE_DEVICES": "3"}, config=server.config)
         assert ("nbkit-box", f"Python {sys.version_info[0]}.{sys.version_info[1]} (box)") == (made.name, made.shown)
         assert [made] == kernels.listed()
+        picture = KernelSpecManager().get_all_specs()[made.name]["resource_dir"] + "/logo-svg.svg"
+        assert "<svg " in Path(picture).read_text()
         asyncio.run(self.use(server, box, made))
         assert [] == jupyter.look(box).kernels
 

@@ -24,6 +24,7 @@ PROVISIONER = "nbkit-box"
 By = Literal["tunnel", "add", "attach"]
 OnClose = Literal["leave", "end"]
 _PYTHON = ["python", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+_LOGO = Path(__file__).parent / "kernel.svg"
 _OVERWRITTEN = re.compile(r"[^\n]*\r(?!\n)")  # what a progress bar wrote before it went back to the line's beginning
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")  # Jupyter's rule, less the names that begin with a dot or a dash
 
@@ -73,7 +74,7 @@ def register(host: str, specs: dict[str, Any], *, config: str = "", python: str 
         )
         if provisioner != "local-provisioner":
             continue  # of yet another machine: the box reaches it, we do not
-        spec["display_name"] = f"{spec['display_name']} ({host})"
+        spec["display_name"] = f"{spec['display_name'].removesuffix(' (ipykernel)')} ({host})"
         _write(_name(host, name), spec, "tunnel", {"host": host, "ssh_config": config, "python": python})
         shown.append(spec["display_name"])
     return shown
@@ -226,6 +227,7 @@ def _write(name: str, spec: dict[str, Any], by: By, where: dict[str, str]) -> Li
     }
     path = _folder() / name / "kernel.json"
     atomic.write_json(path, spec)
+    atomic.write_bytes(path.parent / "logo-svg.svg", _LOGO.read_bytes(), durable=False)
     made = _read(path)
     assert made is not None
     return made
