@@ -266,6 +266,9 @@ class TestLeave:
         told = "".join(kernels.told(said))
         assert told.startswith("> import time\n  for number in range(100):\n")
         assert "ZeroDivisionError" in told
+        back = kernels.attach(box, config=server.config)
+        with serving(tmp_path) as (_, client), contextlib.closing(client.kernel(back.name)) as kernel:
+            assert "99" == kernel.run("number")
         kept = server.folder.rglob(f"kernel-{one}.said")
         assert ["0o600"] == [oct(path.stat().st_mode & 0o777) for path in kept]
         done = jupyter.stop(box)

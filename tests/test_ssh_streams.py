@@ -11,6 +11,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -438,6 +439,39 @@ class TestRelay:
             assert content == talk(fwd.local_port, content)
             box.cut()
             assert content == talk(fwd.local_port, content)
+
+
+KEPT = """
+import socket, sys, time
+from nbkit.ssh import Streams, connect, forward
+with connect("box", config=sys.argv[1], ask=None) as session, Streams(session, folder=sys.argv[2]) as streams:
+    with forward(streams, int(sys.argv[3]), keep=True) as fwd:
+        line = socket.create_connection(("127.0.0.1", fwd.local_port))
+        line.sendall(b"150000000\\n")
+        print("ready", flush=True)
+        time.sleep(300)
+"""
+
+
+class TestKilled:
+    def test_what_was_kept_for_it_is_given_back_to_the_box_by_the_next(
+        self, box, folder, source, tmp_path, monkeypatch
+    ):
+        """kill -9 here leaves a session there, with memory and disk; the next process ends it, and no other's."""
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+        words = [sys.executable, "-c", KEPT, str(box.config), str(folder), str(source)]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as client:
+            assert "ready" == client.stdout.readline().strip()
+            until(lambda: ask(relay_of(folder), "look")["spooled"] > 15 * MIB, "nothing is kept")
+            client.kill()
+        (left,) = ask(relay_of(folder), "look")["sessions"]
+        assert left["held"] > 0
+        with connect("box", config=box.config, ask=None) as session:
+            with Streams(session, folder=str(folder)), Streams(session, folder=str(folder)):
+                found = ask(relay_of(folder), "look")
+                assert [0, 0] == [each["held"] for each in found["sessions"]]
+                assert 0 == found["spooled"]
+            assert [] == list(tmp_path.rglob("sessions/*/*"))
 
 
 class TestSpool:

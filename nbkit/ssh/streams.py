@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbkit.closing import Closing
 from nbkit.errors import NbkitError, RemoteCommandError, UnreachableError
-from nbkit.ssh import program
+from nbkit.ssh import left, program
 from nbkit.ssh.relayed import Line, RelayStream
 from nbkit.ssh.session import Session
 from nbkit.ssh.text import plain
@@ -60,16 +60,32 @@ class Streams(Closing):
         self._send_lock = threading.Lock()
         self._again = self._closed = False
         self._awake = threading.Event()
+        self._mark: left.Mark | None = None
         self._new_session()
-        self._attach()
+        try:
+            self._attach()
+        except BaseException:
+            self._unmark()
+            raise
         session.hold(self.wake)
         self._thread = threading.Thread(target=self._run, name="nbkit-ssh-streams", daemon=True)
         self._thread.start()
 
     def _new_session(self) -> None:
         self._name, self._resume = secrets.token_hex(16), False
+        self._unmark()
+        self._mark = left.mark(self._to, self._name)
         self.mux = Mux()
         self.mux.noted, self.mux.greeted = self._noted, self._greeted
+
+    @property
+    def _to(self) -> str:
+        return f"{self.session.route} {self._folder}"
+
+    def _unmark(self) -> None:
+        mark, self._mark = self._mark, None
+        if mark is not None:
+            mark.remove()
 
     # -- the line
 
@@ -78,9 +94,14 @@ class Streams(Closing):
 
         Raises: RemoteCommandError with why there is none; UnreachableError.
         """
-        request = {**_program(), "do": "start", "folder": self._folder, "limits": self._limits}
+        behind = left.behind(self._to)  # of processes of ours that were killed
+        request = {
+            **_program(), "do": "start", "folder": self._folder, "limits": self._limits, "gone": sorted(behind)
+        }  # fmt: skip
         found = program.call(self.session, _text("start"), request, python=self._python, timeout_s=_START_S)
         self._path = str(found["path"])
+        for path in behind.values():
+            path.unlink(missing_ok=True)
 
     def _attach(self) -> None:
         """Open a line to the relay and take up the session on it.
@@ -259,6 +280,7 @@ class Streams(Closing):
         self.session.release(self.wake)
         if self._line is not None:
             self._line.end("closed here")
+        self._unmark()
         for stream in self.mux.drop_all():
             stream.gone()  # type: ignore[attr-defined]  # as above
 

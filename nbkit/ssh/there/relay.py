@@ -259,6 +259,10 @@ class Relay:
             self.over = True
         elif question["do"] == "retire":
             self.retired = True
+        elif question["do"] == "forget":  # their clients were killed, says who had them
+            for name in question["sessions"]:
+                if name in self.sessions:
+                    self.sessions[name].end()
         files = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
         sessions = [
             {"away": s.line is None, "streams": len(s.mux.streams), "held": s.mux.held} for s in self.sessions.values()

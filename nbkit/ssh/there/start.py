@@ -1,6 +1,7 @@
 """Find this user's relay on the box, or start it; prints one JSON object: its socket and its pid.
 
-REQUEST: `do` "start", `texts` of the relay's modules, `version` of them, `folder` ("" for the usual place), `limits`. Or `do`
+REQUEST: `do` "start", `texts` of the relay's modules, `version` of them, `folder` ("" for the usual place), `limits`, and
+`gone`: sessions whose clients were killed. Or `do`
 "look", or "retire" (end when the last client has gone), of all that run: what each says of itself. Each version has a socket
 of its own. Relays of another version are told to end when their last client has gone: no stream ends for an upgrade.
 """
@@ -104,14 +105,14 @@ def start(path: str, request: dict[str, Any]) -> int:
         return child.pid
 
 
-def ask_all(folder: str, do: str, but: str = "") -> list[dict[str, Any]]:
+def ask_all(folder: str, question: dict[str, Any], but: str = "") -> list[dict[str, Any]]:
     """What each relay in the folder answers; the sockets of dead ones are cleared away."""
     answers = []
     for name in sorted(os.listdir(folder)):
         if name.startswith("relay-") and name.endswith(".sock") and name != but:
             path = os.path.join(folder, name)
             try:
-                answer = ask(path, {"do": do}, 5.0)
+                answer = ask(path, question, 5.0)
             except BusyError:
                 continue
             if answer is not None:
@@ -128,14 +129,16 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     name = "relay-%s.sock" % request["version"]
     folder = private(request["folder"]) if request["folder"] else place(name)
     if request["do"] != "start":
-        return {"relays": ask_all(folder, request["do"])}
+        return {"relays": ask_all(folder, {"do": request["do"]})}
     path = os.path.join(folder, name)
     with open(os.path.join(folder, "relay.lock"), "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two who come at once start one
         found = ask(path, {"do": "look"})
         if found is None:
             found = {"pid": start(path, request), "fresh": True}
-        ask_all(folder, "retire", but=name)
+        ask_all(folder, {"do": "retire"}, but=name)
+        if request.get("gone"):
+            ask_all(folder, {"do": "forget", "sessions": request["gone"]})
     return {"path": path, "pid": found["pid"], "fresh": found.get("fresh", False)}
 
 
