@@ -311,7 +311,8 @@ def _capacity(row: Row) -> Call:
 
 def _sharded(describe: Callable[[Row], Call], row: Row) -> Call:
     """The same program with torch's FSDP over all of the row's GPUs, everything in bf16 (FULL_SHARD, a layer a unit, the
-    next one prefetched): fsdp_qlora's train.py with precision bf16; LitGPT's FSDPStrategy with auto_wrap_policy={Block}.
+    next one prefetched): fsdp_qlora's train.py with precision bf16; LitGPT's FSDPStrategy with auto_wrap_policy={Block},
+    whose finetune scripts accumulate under no_backward_sync.
     """
     from nbkit.memory.distributed import How
 
@@ -320,7 +321,7 @@ def _sharded(describe: Callable[[Row], Call], row: Row) -> Call:
     offload = "cpu_offload=yes" in row.fields["note"]
     how = How(
         "fsdp", int(row.fields["n_gpu"]), mixed_precision=False, offload_params=offload, offload_optimizer=offload,
-        quant_storage_float=row.fields["method"] == "qlora",
+        quant_storage_float=row.fields["method"] == "qlora", no_sync=row.framework.startswith("litgpt"),
     )  # fmt: skip
     found = describe(row)
     return Call(found.model, found.options, f"{row.kind}_gib", how)

@@ -27,18 +27,28 @@ def states(alone, how):
 
 
 class TestZero:
-    def test_stage_3_is_18_bytes_a_parameter_over_the_devices(self):
-        """DeepSpeed's estimate_zero3_model_states_mem_needs: 18 x parameters / GPUs, beside what is gathered."""
-        assert 18 * 8 * B / 4 == pytest.approx(states(FULL, How("zero3", 4)))
+    def test_stage_3_steps_a_sub_group_at_a_time(self):
+        """16 B a parameter over the devices; at the step, without activations, 6 B for each of sub_group_size more."""
+        found = spread(FULL, How("zero3", 4)).worst
+        assert 16 * 8 * B / 4 + 6 * B == pytest.approx(sum(found[name] for name in STATES) * GIB)
+        assert 0 == found["gathered weights"]
+        assert "activations" not in found
+
+    def test_a_small_sub_group_leaves_the_peak_in_the_backward(self):
+        """There 16-bit gradients are all there is of them, beside activations and what is gathered."""
+        found = spread(FULL, How("zero3", 4, sub_group_elements=B // 2)).worst
+        assert 16 * 8 * B / 4 == pytest.approx(sum(found[name] for name in STATES) * GIB)
+        assert (2, 2 * B / GIB) == pytest.approx((found["activations"], found["gathered weights"]))
 
     def test_stages_split_more_and_more(self):
         """Stage 1: 2 + 2 B whole and 16 split; stage 2: 2 B whole; stage 3: nothing whole."""
-        found = [states(FULL, How(f"zero{stage}", 4)) / (8 * B) for stage in (1, 2, 3)]
-        assert [2 + 2 + 16 / 4, 2 + 16 / 4, 18 / 4] == pytest.approx(found)
+        hows = [How(f"zero{stage}", 4, sub_group_elements=B // 2) for stage in (1, 2, 3)]
+        found = [states(FULL, how) / (8 * B) for how in hows]
+        assert [2 + 2 + 16 / 4, 2 + 16 / 4, 16 / 4] == pytest.approx(found)
 
     def test_frozen_parameters_cost_their_bytes_only(self):
         """DeepSpeed's function would ask 18 B for each frozen one; a LoRA needs 2 B of it over the devices."""
-        assert (2 * 8 * B + 18 * 40_000_000) / 4 == pytest.approx(states(LORA, How("zero3", 4)))
+        assert (2 * 8 * B + 16 * 40_000_000) / 4 == pytest.approx(states(LORA, How("zero3", 4)))
 
     def test_an_offloaded_optimizer_leaves_the_device(self):
         """16 B a trained parameter lie in host RAM, times 1.5; only weights stay."""
@@ -94,6 +104,18 @@ class TestFsdp:
         how = How("fsdp", 8, nodes=2, offload_params=True, offload_optimizer=True)
         assert 0 == states(FULL, how)
         assert 16 * 8 * B / 2 / GIB + 4 * 3 == pytest.approx(spread(FULL, how).host_gib)
+
+    def test_without_syncing_gradients_stay_whole(self):
+        """Micro-batches before the last leave 2 B a trained parameter on every device, split after it."""
+        kept = spread(FULL, How("fsdp", 8, mixed_precision=False, no_sync=True)).worst
+        assert 2 * 8 * B / GIB == pytest.approx(kept["gradients"])
+        split = spread(FULL, How("fsdp", 8, mixed_precision=False)).worst
+        assert 2 * 8 * B / 8 / GIB == pytest.approx(split["gradients"])
+
+    def test_the_step_can_be_the_peak(self):
+        """A foreach optimizer's workspace is split like the weights, and stands alone: nothing is gathered then."""
+        found = spread(replace(FULL, workspace_gib=80), How("fsdp", 8)).worst
+        assert (80 / 8, 0) == (found["optimizer workspace"], found["gathered weights"])
 
     def test_more_devices_never_need_more(self):
         """Each device's sum falls with their number."""
@@ -175,14 +197,17 @@ class TestFromParts:
         trained = 2**28
         parts = {
             "weights": 14.0, "adapters": 1.0, "gradients": 1.0, "optimizer states": 2.0, "activations": 3.0,
-            "logits and loss": 0.5, "recomputed and in flight": 0.25, "optimizer workspace": 0.25, "inputs": 0.125,
+            "logits and loss": 0.5, "recomputed and in flight": 0.25, "inputs": 0.125,
         }  # fmt: skip
-        alone = Alone.from_parts(
-            parts, trainable=trained, frozen=7 * B, layers=32, layer_gib=0.4, ends_gib=1, trained_bytes=4
-        )
-        assert (14, 8) == (alone.frozen_gib, alone.state_bytes)
-        for how in (How("ddp", 1), How("device_map", 1)):
-            assert sum(parts.values()) == pytest.approx(spread(alone, how).allocated_gib)
+        for workspace in (0.25, 25.0):  # a small one is gone before the peak, a large one is the peak
+            alone = Alone.from_parts(
+                parts, trainable=trained, frozen=7 * B, layers=32, layer_gib=0.4, ends_gib=1, trained_bytes=4,
+                workspace_gib=workspace,
+            )  # fmt: skip
+            assert (14, 8) == (alone.frozen_gib, alone.state_bytes)
+            for how in (How("ddp", 1), How("device_map", 1)):
+                expected = 14 + 1 + 1 + 2 + max(3 + 0.5 + 0.25 + 0.125, workspace)
+                assert expected == pytest.approx(spread(alone, how).allocated_gib)
 
 
 class TestRange:

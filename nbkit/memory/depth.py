@@ -6,11 +6,11 @@ shallow model. So every peak is extrapolated for itself, and the largest is take
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
-from nbkit.memory.tracker import KINDS, Key, Tally
+from nbkit.memory.tracker import KINDS, Key, Phase, Tally
 
 # Every decoder layer of these is built alike; of others the layers are compared on a skeleton first.
 _UNIFORM = frozenset(
@@ -112,15 +112,14 @@ class Found:
     parts: dict[str, float]
 
 
-def peak(tallies: Sequence[Tally], chosen: Depths) -> Found:
-    """The largest of all peaks at full depth."""
-    if chosen.shallow is None:
-        key, mark = tallies[0].peak
-        return Found(key, mark.live, dict(zip(KINDS, mark.parts, strict=True)))
-    low, high = tallies
-    share = (chosen.full - chosen.shallow[0]) / (chosen.shallow[1] - chosen.shallow[0])
+def peak(tallies: Sequence[Tally], chosen: Depths, phases: Collection[str] = get_args(Phase)) -> Found:
+    """The largest of all peaks at full depth, or of those in some phases."""
+    low, high = tallies[0], tallies[-1]
+    share = _share(chosen)
     best: Found | None = None
     for key, mark in high.marks.items():
+        if key.phase not in phases:
+            continue
         before = low.marks.get(key)
         if before is None:
             live, parts = float(mark.live), [float(part) for part in mark.parts]
@@ -134,9 +133,13 @@ def peak(tallies: Sequence[Tally], chosen: Depths) -> Found:
     return best
 
 
+def _share(chosen: Depths) -> float:
+    """How far full depth lies from the first depth that was run, in steps to the second."""
+    if chosen.shallow is None:
+        return 0.0
+    return (chosen.full - chosen.shallow[0]) / (chosen.shallow[1] - chosen.shallow[0])
+
+
 def affine(values: Sequence[float], chosen: Depths) -> float:
     """A count or a size at full depth, from its values at the depths that were run."""
-    if chosen.shallow is None:
-        return values[0]
-    share = (chosen.full - chosen.shallow[0]) / (chosen.shallow[1] - chosen.shallow[0])
-    return values[0] + (values[1] - values[0]) * share
+    return values[0] + (values[-1] - values[0]) * _share(chosen)

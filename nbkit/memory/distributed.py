@@ -3,16 +3,22 @@
 Formulas with their sources; T trainable parameters, N devices, 16-bit compute.
 - DDP: everything on every device, and gradient buckets as large as the gradients unless `gradient_as_bucket_view`
   (torch.nn.parallel.DistributedDataParallel: "the saved memory size will be equal to the total gradients size").
-- ZeRO (DeepSpeed, docs/memory.rst and estimate_zero2/3_model_states_mem_needs): 16-bit weights 2 B; fp32 master weights
-  and two Adam states 12 B; gradients 4 B (fp32 at the step, 16 bit before it). Stage 1 splits the 12, and each device
-  holds all 16-bit gradients; stage 2 splits the gradients too; stage 3 everything, 2 + 12 + 4 = 18 B x T / N. Their
-  functions count frozen parameters as trained (DeepSpeed#5304); here those cost their stored bytes and nothing else.
-  Buffers: reduce_bucket_size elements (5e8), twice with overlap_comm. Stage 3 gathers at most
-  stage3_max_live_parameters (1e9). Offloaded parts lie in pinned host memory, times DeepSpeed's own factor of 1.5.
+- ZeRO 1 and 2 (DeepSpeed, docs/memory.rst and estimate_zero2_model_states_mem_needs): 16-bit weights 2 B; fp32 master
+  weights and two Adam states 12 B; gradients 4 B (fp32 at the step). Stage 1 splits the 12, and each device holds all
+  16-bit gradients; stage 2 splits the gradients too. Their functions count frozen parameters as trained
+  (DeepSpeed#5304); here those cost their stored bytes and nothing else. Buffers: reduce_bucket_size elements (5e8), twice
+  with overlap_comm. Offloaded parts lie in pinned host memory, times DeepSpeed's own factor of 1.5.
+- ZeRO 3 by its code (0.12.6, runtime/zero/stage3.py): (2 + 12) x T / N, and gradients in 16 bit, which is how the engine
+  accumulates them unless data_types says otherwise (engine.py, get_data_types): 2 x T / N. The step takes sub_group_size
+  (1e9) weights at a time, flattens their gradients and makes fp32 ones (_prepare_fp32_grad_for_sub_group): 6 B each, when
+  activations and gathered weights are gone. Their memory.rst has 18 x T / N, more than this where T / N > 3e9. It gathers at
+  most stage3_max_live_parameters (1e9). DeepSpeed's own Adam has no workspace.
 - FSDP (torch.distributed.fsdp.fully_shard): stored weights, gradients and states over N; one layer gathered and one
   prefetched in the compute format; the root group (embedding, head) stays gathered from forward to backward; a layer's
-  full gradient and its reduce-scatter input live before they are split. With mixed precision the trained weights are
+  full gradient and its reduce-scatter input live before they are split; under no_sync all of them stay whole
+  (torch.distributed.fsdp, _post_backward_hook returns before the reduction). With mixed precision the trained weights are
   stored, and stepped, in fp32.
+- The peak is the larger of the backward and the step; a foreach optimizer's workspace is as large as what a device steps.
 - device_map: layers in a row, split by bytes, the embedding on the first device, head and loss on the last; one device
   works at a time (naive pipeline), so nothing is faster and only memory is gained.
 
@@ -33,7 +39,7 @@ from nbkit.memory.formula import NF4_BYTES, Estimate
 
 Strategy = Literal["ddp", "zero1", "zero2", "zero3", "fsdp", "device_map"]
 GIB = 2**30
-BUCKET, MAX_LIVE, BUFFER_FACTOR = 500_000_000, 1_000_000_000, 1.5
+BUCKET, MAX_LIVE, SUB_GROUP, BUFFER_FACTOR = 500_000_000, 1_000_000_000, 1_000_000_000, 1.5
 # Share by which a device's figure may be off, beside the single device's own bar.
 BARS: Mapping[str, float] = {"ddp": 0.10, "zero1": 0.20, "zero2": 0.20, "zero3": 0.20, "fsdp": 0.20, "device_map": 0.20}
 OFFLOAD_BAR = 0.10
@@ -57,6 +63,7 @@ class Alone:
         layer_gib: One layer's weights when they are gathered, in the compute format (or packed).
         ends_gib: Embedding, head and the last norm, gathered in the compute format.
         quantised: How the frozen weights are stored.
+        workspace_gib: What the optimizer's kernel takes beside states at the step, when activations are gone.
     """
 
     trainable: int
@@ -72,9 +79,12 @@ class Alone:
     gradient_bytes: float = 2
     state_bytes: float = 8
     quantised: Literal["", "4-bit", "8-bit"] = ""
+    workspace_gib: float = 0
 
     def __post_init__(self) -> None:
-        for name in ("trainable", "frozen", "frozen_gib", "activations_gib", "passing_gib", "loss_gib", "layer_gib"):
+        for name in (
+            "trainable", "frozen", "frozen_gib", "activations_gib", "passing_gib", "loss_gib", "layer_gib", "workspace_gib",
+        ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise NbkitError(f"{name}={getattr(self, name)}: it cannot be negative.", exit_code=2)
         if self.layers < 1:
@@ -121,8 +131,9 @@ class Alone:
         ends_gib: float,
         trained_bytes: float = 2,
         quantised: Literal["", "4-bit", "8-bit"] = "",
+        workspace_gib: float = 0.0,
     ) -> Alone:
-        """From the parts of a Prediction (GiB by name) and the counts that they do not carry."""
+        """From the parts at the peak before the step (GiB by a Prediction's names), and what they do not carry."""
         trained = trainable / GIB
 
         def gib(*names: str) -> float:
@@ -133,7 +144,7 @@ class Alone:
             frozen=frozen,
             frozen_gib=max(0.0, gib("weights", "adapters") - trained * trained_bytes),
             activations_gib=gib("activations", "inputs"),
-            passing_gib=gib("recomputed and in flight", "optimizer workspace", "cuBLAS workspace"),
+            passing_gib=gib("recomputed and in flight", "cuBLAS workspace"),
             loss_gib=gib("logits and loss"),
             layers=layers,
             layer_gib=layer_gib,
@@ -142,6 +153,7 @@ class Alone:
             gradient_bytes=trained_bytes,
             state_bytes=gib("optimizer states") / trained if trained else 0.0,
             quantised=quantised,
+            workspace_gib=workspace_gib,
         )
 
 
@@ -158,7 +170,10 @@ class How:
         prefetch: FSDP layers gathered ahead of the one at work.
         bucket_elements, overlap_comm, max_live_elements: DeepSpeed's reduce_bucket_size, overlap_comm and
             stage3_max_live_parameters.
+        sub_group_elements: DeepSpeed's sub_group_size: weights that ZeRO-3 steps at a time.
         gradient_as_bucket_view: DDP's switch; Trainer leaves it off.
+        no_sync: FSDP sums the gradients of micro-batches up whole on every device and splits them with the last one (torch's
+            no_sync; Fabric's no_backward_sync; transformers' Trainer and Accelerate where they accumulate).
         quant_storage_float: The 4-bit weights are packed in a float format (bnb_4bit_quant_storage), as sharding needs.
         optimizer_8bit: A bitsandbytes optimizer.
     """
@@ -174,7 +189,9 @@ class How:
     bucket_elements: int = BUCKET
     overlap_comm: bool = True
     max_live_elements: int = MAX_LIVE
+    sub_group_elements: int = SUB_GROUP
     gradient_as_bucket_view: bool = False
+    no_sync: bool = False
     quant_storage_float: bool = False
     optimizer_8bit: bool = False
 
@@ -185,8 +202,11 @@ class How:
             raise NbkitError(
                 f"{self.gpus} GPUs on {self.nodes} nodes: every node needs as many, at least one.", exit_code=2
             )
-        if self.prefetch < 0 or self.bucket_elements < 1 or self.max_live_elements < 1:
-            raise NbkitError("prefetch, bucket_elements and max_live_elements cannot be negative or zero.", exit_code=2)
+        if self.prefetch < 0 or min(self.bucket_elements, self.max_live_elements, self.sub_group_elements) < 1:
+            raise NbkitError(
+                "prefetch cannot be negative; bucket_elements, max_live_elements and sub_group_elements not zero either.",
+                exit_code=2,
+            )
 
     @property
     def sharded(self) -> bool:
@@ -337,12 +357,14 @@ def _judged(alone: Alone, how: How) -> list[str]:
 
 
 def _alike(alone: Alone, how: How) -> dict[str, float]:
+    """The larger of the two peaks."""
+    return max((_by_strategy(alone, how, stepping=one) for one in (False, True)), key=lambda parts: sum(parts.values()))
+
+
+def _by_strategy(alone: Alone, how: How, *, stepping: bool) -> dict[str, float]:
+    """A device's parts in the backward, or at the optimizer's step."""
     trained, count = alone.trainable / GIB, how.gpus
-    moving = {
-        "activations": alone.activations_gib,
-        "gradients in flight": alone.passing_gib,
-        "loss": alone.loss_gib,
-    }
+    moving = _moving(alone, stepping=stepping)
     if how.strategy == "ddp":
         return {
             "weights": alone.frozen_gib + trained * alone.trained_bytes,
@@ -351,12 +373,21 @@ def _alike(alone: Alone, how: How) -> dict[str, float]:
             **moving,
             "buckets": 0 if how.gradient_as_bucket_view or count == 1 else trained * alone.gradient_bytes,
         }
-    if how.strategy == "fsdp":
-        return _fsdp(alone, how, moving)
-    return _zero(alone, how, moving)
+    split = _fsdp if how.strategy == "fsdp" else _zero
+    return split(alone, how, moving, stepping=stepping)
 
 
-def _zero(alone: Alone, how: How, moving: Mapping[str, float]) -> dict[str, float]:
+def _moving(alone: Alone, *, stepping: bool) -> dict[str, float]:
+    if stepping:
+        return {"optimizer workspace": alone.workspace_gib}
+    return {
+        "activations": alone.activations_gib,
+        "gradients in flight": alone.passing_gib,
+        "loss": alone.loss_gib,
+    }
+
+
+def _zero(alone: Alone, how: How, moving: Mapping[str, float], *, stepping: bool) -> dict[str, float]:
     trained, count = alone.trainable / GIB, how.gpus
     stage = int(how.strategy[-1])
     moments = alone.state_bytes if how.optimizer_8bit else 8
@@ -368,34 +399,39 @@ def _zero(alone: Alone, how: How, moving: Mapping[str, float]) -> dict[str, floa
         whole = alone.frozen_gib + 2 * trained
         largest = max(alone.layer_gib, alone.ends_gib / 2)  # embedding and head are gathered one by one
         gathered = min(whole, max(how.max_live_elements * 2 / GIB, largest)) * (1 if count > 1 else 0)
+        in_fp32 = min(how.sub_group_elements / GIB, trained / count) if stepping else 0.0
+        gradients = 2 * trained / count + (2 + 4) * in_fp32
     if how.offload_params:
         weights = 0.0
         gathered = max(gathered, alone.layer_gib)
     return {
         "weights": weights,
-        "gathered weights": gathered,
+        "gathered weights": 0.0 if stepping else gathered,
         "gradients": 0.0 if how.offload_optimizer else gradients,
         "optimizer": 0.0 if how.offload_optimizer else (4 + moments) * trained / count,
-        **moving,
+        **({} if stepping else moving),
         "buckets": bucket,
     }
 
 
-def _fsdp(alone: Alone, how: How, moving: Mapping[str, float]) -> dict[str, float]:
+def _fsdp(alone: Alone, how: How, moving: Mapping[str, float], *, stepping: bool) -> dict[str, float]:
     trained, count = alone.trainable / GIB, how.gpus
     stored = 4 if how.mixed_precision else alone.trained_bytes
     states = alone.state_bytes if how.optimizer_8bit or not how.mixed_precision else 8
     layers = (1 + how.prefetch) * alone.layer_gib if how.reshard_after_forward else alone.layers * alone.layer_gib
-    gathered = 0.0 if count == 1 else layers + alone.ends_gib
+    gathered = 0.0 if count == 1 or (stepping and how.reshard_after_forward) else layers + alone.ends_gib
     of_layer = trained * 2 / alone.layers  # a layer's full gradient, and its copy for the reduce-scatter
     home = 0.0 if how.offload_params else 1 / count
+    gradients = trained * stored * home
+    if how.no_sync and not stepping:
+        gradients = trained * (2 if how.mixed_precision else alone.gradient_bytes)
     return {
         "weights": (alone.frozen_gib + trained * stored) * home,
         "gathered weights": gathered,
-        "gradients": trained * stored * home,
+        "gradients": gradients,
         "optimizer": trained * states * home,
-        **moving,
-        "buckets": 0.0 if count == 1 else 2 * of_layer,
+        **({name: gib * home for name, gib in moving.items()} if stepping else moving),
+        "buckets": 0.0 if count == 1 or stepping else 2 * of_layer,
     }
 
 
@@ -415,16 +451,19 @@ def _in_a_row(alone: Alone, how: How) -> tuple[dict[str, float], ...]:
             end += 1
         held = end - start - (1 if start == 0 and end else 0) - (1 if end == len(sizes) and end > start else 0)
         share = held / layers
-        found.append(
-            {
-                "weights": sum(sizes[start:end]),
-                "gradients": trained * alone.gradient_bytes * share,
-                "optimizer": trained * alone.state_bytes * share,
-                "activations": alone.activations_gib * share,
-                "gradients in flight": alone.passing_gib if held else 0.0,
-                "loss": alone.loss_gib if end == len(sizes) and end > start else 0.0,
-            }
-        )
+        fixed = {
+            "weights": sum(sizes[start:end]),
+            "gradients": trained * alone.gradient_bytes * share,
+            "optimizer": trained * alone.state_bytes * share,
+        }
+        backward = {
+            "activations": alone.activations_gib * share,
+            "gradients in flight": alone.passing_gib if held else 0.0,
+            "loss": alone.loss_gib if end == len(sizes) and end > start else 0.0,
+        }
+        step = {**dict.fromkeys(backward, 0.0), "optimizer workspace": alone.workspace_gib * share}
+        larger = step if sum(step.values()) > sum(backward.values()) else backward
+        found.append({**fixed, **larger})
         start = end
     return tuple(found)
 

@@ -173,14 +173,30 @@ def answer(found: source.Source, job: Job, asked: asking.Asked, gpu: str | None)
         program=job.program,
         method=_method(job),
         trace_at=trace_at,
-        alone=_alone(runs[0], job, chosen, parts, params, trained),
+        alone=_alone(runs, job, chosen, params, trained, paged=paged, workspace_gib=parts.get("cuBLAS workspace", 0.0)),
     )
 
 
 def _alone(
-    shallow: Ran, job: Job, chosen: depth.Depths, parts: Mapping[str, float], params: int, trained: int
+    runs: tuple[Ran, ...],
+    job: Job,
+    chosen: depth.Depths,
+    params: int,
+    trained: int,
+    *,
+    paged: float,
+    workspace_gib: float,
 ) -> Alone:
     """The step in the pieces that several devices share."""
+    shallow, tallies = runs[0], [one.tally for one in runs]
+    before = depth.peak(tallies, chosen, ("forward", "backward"))
+    parts = {name: value / GIB for name, value in before.parts.items()}
+    parts["optimizer states"] -= paged / GIB
+    parts["cuBLAS workspace"] = workspace_gib
+    try:
+        step = depth.peak(tallies, chosen, ("optimizer",)).parts["optimizer workspace"] / GIB
+    except ValueError:  # the kernel makes nothing
+        step = 0.0
 
     def gib(layer: int) -> float:
         return sum(size for size, where in shallow.resident if where == layer) / GIB
@@ -196,6 +212,7 @@ def _alone(
         ends_gib=gib(-1),
         trained_bytes=adapters / trained if adapters else 4 if job.wanted.dtype == "float32" else 2,
         quantised=bits if bits in {"4-bit", "8-bit"} else "",  # type: ignore[arg-type]  # just checked
+        workspace_gib=step,
     )
 
 
