@@ -1,7 +1,8 @@
 """Each published measurement as a call of nbkit.predict: model, arguments, program, and how to read its number.
 
-Nothing here is fitted to a row. What a framework's loop does was read in its code, which is named beside it; a row whose
-program or data cannot be known has the reason in place of a call.
+Nothing here is fitted to a row. What a framework's loop does was read in its code, which is named beside it; what all of its
+runs have in common is in nbkit.memory.frameworks, where others' runs can be described with it too. A row whose program or
+data cannot be known has the reason in place of a call.
 """
 
 from __future__ import annotations
@@ -114,9 +115,10 @@ def _plain(row: Row) -> Call:
     from nbkit.memory import Program
 
     amp = "amp" in row.fields["dtype"]
-    program = Program.plain_loop(
-        holds_outputs="backward", set_to_none=False, autocast="bfloat16" if amp else None, attention=row.fields["attn"]
-    )
+    program = Program.named(
+        "plain loop", holds_outputs="backward", set_to_none=False, autocast="bfloat16" if amp else None,
+        attention=row.fields["attn"],
+    )  # fmt: skip
     lora = _lora(row, (*ATTENTION, "o_proj")) if row.fields["method"] == "lora" else None
     dtype = "float32" if amp else "bfloat16"
     return Call(_model(row), {**_shape(row), "program": program, "peft_config": lora, "dtype": dtype})
@@ -131,7 +133,8 @@ def _litgpt(row: Row) -> Call:
     from nbkit.memory import Program
 
     method, mixed = row.fields["method"], "mixed" in row.fields["dtype"]
-    program = Program.litgpt(
+    program = Program.named(
+        "litgpt",
         optimizer="adamw paged" if "paged" in row.fields["optimizer"] else "adamw foreach",
         extra_4bit_copy=method == "qlora",
         holds_outputs="backward" if row.fields["gpu"].startswith("A100") else "next",
@@ -162,7 +165,7 @@ def _metamath(row: Row) -> Call:
         "ia3": lambda: IA3Config(task_type="CAUSAL_LM"),
     }
     options = {
-        **_shape(row), "program": Program.plain_loop(empties_cache=True), "dtype": "bfloat16",
+        **_shape(row), "program": Program.named("peft metamath"), "dtype": "bfloat16",
         "peft_config": adapters[row.fields["method"]](),
     }  # fmt: skip
     return Call(_model(row), options, "reserved_gib")
@@ -181,10 +184,7 @@ def _qwen(row: Row) -> Call:
 
     method = row.fields["method"]
     full, quantised = method == "full", method == "qlora"
-    program = Program(
-        name="Qwen's finetune.py", loss="shifted", optimizer="adamw foreach", autocast="bfloat16", attention="flash",
-        outputs_to_fp32=True, input_grads=True, reentrant=True, exact=False, bar=0.1,
-    )  # fmt: skip
+    program = Program.named("qwen finetune.py")
     if quantised:
         program = program.but(
             optimizer="adamw masters", bucket_bytes=2 * 2 * 200_000_000, autocast=None, outputs_to_fp32=False,
@@ -215,11 +215,10 @@ def _swift(row: Row) -> Call:
         raise LeftOutError("Baichuan2-13B's ALiBi attention is in no model of transformers")
     if row.id in {"r179", "r182"}:
         raise LeftOutError("GPTQ in 8 bits, by its source")
-    program = Program(
-        name="ms-swift 2", loss="shifted", optimizer="adamw foreach", autocast="bfloat16",
-        upcasts_logits="no" if name.startswith(FUSED) else "at the head", outputs_to_fp32=True, input_grads=True,
-        reentrant=True, attention="flash" if row.fields["attn"] == "flash2" else "eager",
-        extra_4bit_copy="bnb" in note, unpacks_4bit="gptq" in note, exact=False, bar=0.1,
+    program = Program.named(
+        "ms-swift 2", upcasts_logits="no" if name.startswith(FUSED) else "at the head",
+        attention="flash" if row.fields["attn"] == "flash2" else "eager", extra_4bit_copy="bnb" in note,
+        unpacks_4bit="gptq" in note,
     )  # fmt: skip
     shape = _shape(row)
     rows = lengths(3234.4, 2547.5, 91, min(19548, shape["seq"]), count=21 * shape["batch"])
@@ -260,7 +259,7 @@ def _torchtune(row: Row) -> Call:
         raise LeftOutError("its settings are not published")
     in_backward = "in bwd" in fields["optimizer"] or "optimizer_in_bwd" in note
     shape = _shape(row)
-    program = Program.torchtune(steps_in_backward=in_backward, attention="flash", chunk=shape["seq"] // CHUNKS)
+    program = Program.named("torchtune", steps_in_backward=in_backward, chunk=shape["seq"] // CHUNKS)
     if "paged_adamw8bit" in fields["optimizer"]:
         program = program.but(optimizer="adamw paged 8-bit")
     if "+packed" in note:
@@ -276,10 +275,7 @@ def _answer_ai(row: Row) -> Call:
     from nbkit.memory import Program
 
     quantised = row.fields["method"] == "qlora"
-    program = Program.plain_loop(
-        holds_outputs="backward", loss="shifted", upcasts_logits="at the head", adapter_dtype="bfloat16",
-        input_grads=True, reentrant=True, extra_4bit_copy=quantised, exact=False, bar=0.1,
-    )  # fmt: skip
+    program = Program.named("fsdp_qlora", extra_4bit_copy=quantised)
     options = {
         **_shape(row), "program": program, "dtype": "bfloat16", "peft_config": _lora(row, _targets(row), lora_dropout=0.1),
         "quantization_config": _four_bit(double_quant=False) if quantised else None,
@@ -297,11 +293,7 @@ def _capacity(row: Row) -> Call:
     """
     from nbkit.memory import Program
 
-    program = Program(
-        name="TRL 0.12", loss="shifted", upcasts_logits="in the loss", optimizer="adamw 8-bit", autocast="bfloat16",
-        outputs_to_fp32=True, input_grads=True, reentrant=True, casts_unquantised=True, attention="flash", exact=False,
-        bar=0.1,
-    )  # fmt: skip
+    program = Program.named("qlora script", optimizer="adamw 8-bit", attention="flash")
     options = {
         **_shape(row), "program": program, "dtype": "bfloat16", "peft_config": _lora(row, LINEAR),
         "quantization_config": _four_bit(double_quant=True), "accumulates": True,

@@ -12,6 +12,7 @@ from nbkit.display import Table
 from nbkit.hardware import offers, specs
 from nbkit.hardware.advice import tiers
 from nbkit.hardware.rules import all_rules
+from nbkit.memory import frameworks
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "hardware.md"
 
@@ -25,7 +26,10 @@ def rules_table() -> Table:
     return Table(("#", "rule", "severity", "blocks", "why", "source"), rows)
 
 
-TABLES = {"rules": rules_table, "accelerators": specs.table, "offers": lambda: offers().table(), "tiers": tiers}
+TABLES = {
+    "rules": rules_table, "accelerators": specs.table, "offers": lambda: offers().table(), "tiers": tiers,
+    "programs": frameworks,
+}  # fmt: skip
 
 
 def markdown(table: Table) -> str:

@@ -7,6 +7,7 @@ from nbkit.memory.benchmark import benchmark
 from nbkit.memory.calibration import Calibration, calibrate
 from nbkit.memory.fits import Fit, Fits, fits
 from nbkit.memory.formula import Estimate, Part, Step, estimate
+from nbkit.memory.frameworks import Framework, frameworks
 from nbkit.memory.lengths import Prophecy, prophecy
 from nbkit.memory.measured import Measured, measured_step
 from nbkit.memory.plan import Option, Plan, Wish, plan
@@ -17,7 +18,8 @@ from nbkit.memory.time import Duration, Load, Rates, duration, remaining
 from nbkit.memory.trace import Trace
 
 __all__ = [
-    "SHAPES", "Calibration", "Duration", "Estimate", "Feed", "Fit", "Fits", "Load", "Measured", "Option", "Part", "Peak", "Plan",
-    "Prediction", "Program", "Prophecy", "Rates", "Shape", "Step", "Trace", "Wish", "benchmark", "calibrate", "compose",
-    "duration", "estimate", "fits", "measured_step", "plan", "predict", "prophecy", "remaining", "shape",
+    "SHAPES", "Calibration", "Duration", "Estimate", "Feed", "Fit", "Fits", "Framework", "Load", "Measured", "Option", "Part",
+    "Peak", "Plan", "Prediction", "Program", "Prophecy", "Rates", "Shape", "Step", "Trace", "Wish", "benchmark", "calibrate",
+    "compose", "duration", "estimate", "fits", "frameworks", "measured_step", "plan", "predict", "prophecy", "remaining",
+    "shape",
 ]  # fmt: skip

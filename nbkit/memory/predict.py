@@ -171,18 +171,27 @@ def predict(
             row decides the peak, all of them what the allocator reserves, and labels or masks how much is scored.
         gpu: A card's name from nbkit.hardware.CARDS: its workspace sizes are taken, and where the run fits it, what is
             reserved ends with it.
-        program: The loop's habits; read off `args` or the trainer when None. Program.nbkit(args) is what nbkit.start runs.
+        program: The loop's habits; read off `args` or the trainer when None. Program.nbkit(args) is what nbkit.start runs,
+            Program.named("torchtune") what another framework does.
         batch, seq: Rows and tokens of the micro-batch; from `args` when None.
-        dtype: Of the weights; from the config when None.
+        dtype: Of the weights as they are loaded; from the config when None. Full training under automatic mixed precision
+            holds them in float32.
         checkpointing, accumulates: From `args` when None.
         device: Where it will run; a CPU only where `args.use_cpu` says so.
         trust_remote_code: Allow the model's own code to be run.
-    Returns: A Prediction; it shows itself as a table.
+    Returns: A Prediction; it shows itself as a table. Against a published figure: `allocated_gib` where it is
+        max_memory_allocated, `reserved_gib` where it is max_memory_reserved, `device_gib` where it is nvidia-smi's or nothing
+        is said; and 1 GB may mean 1e9 bytes or 2**30.
     Raises: ModelError for a model that cannot be found or built; NbkitError (exit code 2) for nonsense values and for
         target modules that match nothing.
     Without torch: the formula's answer for a dense decoder of known sizes, basis "formula"; what it does not cover is an
         error that says so.
-    Not covered: attention masks with holes, images, more than one device (nbkit.memory.distributed).
+    Not covered: attention masks with holes, images. Several devices: nbkit.memory.distributed.spread(found.alone, How(...)).
+
+    Example: a full run of torchtune 0.5 in bf16 with activation checkpointing, 2 rows of 2,048 tokens::
+
+        predict(config, program=Program.named("torchtune", chunk=2048 // 8), batch=2, seq=2048, dtype="bfloat16",
+                checkpointing=True, accumulates=False).allocated_gib
     """
     if not is_installed("torch") or not is_installed("transformers"):
         from nbkit.memory.by_formula import by_formula

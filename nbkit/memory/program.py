@@ -1,7 +1,8 @@
 """How a training loop treats its memory: what no argument object says, and what decides more than any formula.
 
 The same model with the same arguments differed by 10 % between a loop that frees its outputs before the backward and
-one that keeps them (docs/log.md), so the loop is described, not guessed.
+one that keeps them, and by 24 % between a head left in float32 and one in bfloat16 (docs/log.md), so the loop is
+described, not guessed.
 """
 
 from __future__ import annotations
@@ -31,15 +32,16 @@ Held = Literal["no", "backward", "next"]
 
 @dataclass(frozen=True)
 class Program:
-    """One training loop's habits. `Program.of(args)` reads them off the trainer's arguments.
+    """One training loop's habits. `Program.of(args)` reads them off the trainer's arguments; `Program.named("torchtune")` is
+    another framework's loop as it was read in its code, and `.but(...)` changes a habit where a run's settings say so.
 
     Attributes:
         name: For the reader of a prediction.
         loss: `trl fused` never holds the logits; `plain` is the model's own cross entropy over all of them; `shifted` the
-            same as transformers before 4.46 took it, over a copy of the logits without the last position; `chunked`
+            same as transformers before 4.49 took it, over a copy of the logits without the last position; `chunked`
             takes the loss `chunk` tokens at a time (LitGPT, torchtune).
         upcasts_logits: Where `shifted` logits become float32: "at the head" (the Llama family before transformers
-            4.46), "in the loss" (4.46 to 4.49), or "no" earlier than in cross entropy under autocast.
+            4.46), "in the loss" (4.46 to 4.48), or "no" earlier than in cross entropy under autocast.
         chunk: Tokens a piece for `chunked`.
         chunked_head: With `chunked`, the head runs piece by piece too; otherwise only the cross entropy does.
         compact_head: On a CPU, TRL's fused head computes positions with a label only, as it always does on a GPU.
@@ -57,7 +59,8 @@ class Program:
         autocast: Format of automatic mixed precision, or None where the loop uses none.
         adapter_dtype: Format of the trained adapters; None leaves what PEFT made (float32).
         casts_quantised_adapters: Adapters on quantised weights become bfloat16 (TRL).
-        casts_unquantised: 16-bit weights of a quantised model become float32 (prepare_model_for_kbit_training).
+        casts_unquantised: 16-bit weights of a quantised model become, and stay, float32: embedding, head and norms
+            (peft.prepare_model_for_kbit_training in a script, whose model is then given to a Trainer).
         model_code: Whose modules run: transformers', or LitGPT's as nbkit.memory.litgpt rebuilds them.
         attention: The kernel of attention.
         head_quantised: 4-bit loading quantises the output head too (LitGPT); transformers leaves it in 16 bit.
@@ -125,6 +128,17 @@ class Program:
         if args is None or hasattr(args, "packing_strategy") or hasattr(args, "loss_type"):
             return cls.trl(args)
         return cls.trainer(args)
+
+    @classmethod
+    def named(cls, name: str, **habits: Any) -> Program:
+        """Another framework's loop: "torchtune", "litgpt", "ms-swift 2", "qlora script"; nbkit.memory.frameworks() lists
+        them, with what a run's settings may have to add.
+
+        Raises: NbkitError (exit code 2) for a name or a habit that is not known.
+        """
+        from nbkit.memory.frameworks import named
+
+        return named(name, **habits)
 
     @classmethod
     def trl(cls, args: Any = None) -> Program:

@@ -206,7 +206,7 @@ def _prepare(model: Any, job: Job, *, adapted: bool) -> None:
 
 
 def _shift(model: Any, upcasts: str) -> None:
-    """The loss of transformers before 4.50 (modeling_llama.py, then loss_utils.py): over a shifted copy of the logits."""
+    """The loss of transformers before 4.49 (modeling_llama.py, then loss_utils.py): over a shifted copy of the logits."""
     import torch
 
     def loss(logits: Any, labels: Any, **_: Any) -> Any:
