@@ -28,9 +28,10 @@ def kernel() -> None:
 
 
 @kernel.command(
-    help=f"Make the Python of HOST a kernel that JupyterLab here, jupyter console, papermill and nbval can choose.\n\n{HOST} "
-    "It needs ipykernel there, no Jupyter and no nbkit. When JupyterLab here ends, its kernels go on there (nbkit kernel "
-    "attach HOST returns to them) unless --on-close end; shutting a kernel down always ends it.\n\n\b\nExamples:\n"
+    help="Make the Python of HOST a kernel that JupyterLab here, VS Code, jupyter console, papermill and nbval can choose."
+    f"\n\n{HOST} It needs ipykernel there, no Jupyter and no nbkit. When JupyterLab here ends, its kernels go on there "
+    "(nbkit kernel attach HOST returns to them) unless --on-close end; shutting a kernel down always ends it, and VS Code does "
+    "so when it closes.\n\n\b\nExamples:\n"
     "  nbkit kernel add gpu-box\n  nbkit kernel add gpu-box --python ~/miniconda3/envs/llm/bin/python --name llm\n"
     "  pytest --nbval --nbval-kernel-name nbkit-gpu-box notebook.ipynb"
 )

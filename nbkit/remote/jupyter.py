@@ -183,6 +183,16 @@ def find_kernel(box: Box, kernel_id: str) -> dict[str, Any]:
     return _call(box, "again", id=kernel_id)
 
 
+def lives(box: Box, kernel: dict[str, Any]) -> bool:
+    """Whether the process of a kernel, as `start_kernel` tells of one, is there still.
+
+    Raises: UnreachableError.
+    """
+    found = box.session.run(["cat", f"/proc/{kernel['pid']}/stat"])
+    fields = found.text.rpartition(")")[2].split()
+    return bool(fields) and fields[0] not in {"Z", "X"} and int(fields[19]) == kernel["started"]
+
+
 def kernel_end(box: Box, kernel_id: str, pid: int) -> dict[str, Any]:
     """What became of a kernel that ran as process `pid`: text, and status (exit status, or the negative of a signal).
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -219,9 +220,11 @@ def _spec(shown: str) -> dict[str, Any]:
 def _write(name: str, spec: dict[str, Any], by: By, where: dict[str, str]) -> Listed:
     spec = {
         **spec,
+        # Of those that know no provisioners; started here, the box's own words would run on this machine without a word.
+        "argv": [sys.executable, "-m", "nbkit.remote.standin", name, "-f", "{connection_file}"],
         "metadata": {
             **spec.get("metadata", {}),
-            "kernel_provisioner": {"provisioner_name": PROVISIONER, "config": where},
+            "kernel_provisioner": {"provisioner_name": PROVISIONER, "config": {**where, "argv": spec["argv"]}},
             "nbkit": {"by": by},
         },
     }
@@ -231,6 +234,17 @@ def _write(name: str, spec: dict[str, Any], by: By, where: dict[str, str]) -> Li
     made = _read(path)
     assert made is not None
     return made
+
+
+def read_spec(name: str) -> dict[str, Any]:
+    """The kernel.json of a kernel of ours.
+
+    Raises: NbkitError when there is none of that name.
+    """
+    path = _folder() / name / "kernel.json"
+    if _read(path) is None:
+        raise NbkitError(f"No kernel of a box is called {name!r}.", hint="nbkit kernel list")
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _read(path: Path) -> Listed | None:

@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Any, cast
 
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
-from traitlets import Enum, Unicode
+from traitlets import Enum, List, Unicode
 
 from nbkit import ssh
 from nbkit.errors import NbkitError, RemoteCommandError
@@ -34,6 +34,7 @@ class BoxProvisioner(KernelProvisionerBase):
     host = Unicode(help="An alias of ~/.ssh/config, USER@HOST[:PORT] or ssh://USER@HOST:PORT.").tag(config=True)
     ssh_config = Unicode(help="A file in place of the user's ssh_config.").tag(config=True)
     python = Unicode(help="Shell words that start the box's Python.").tag(config=True)
+    argv = List(Unicode(), help="What starts the kernel there; else the spec's own.").tag(config=True)
     folder = Unicode(help="Where the kernel works on the box; the home folder when empty.").tag(config=True)
     on_close = Enum(
         ["leave", "end"], "leave", help="What becomes of the kernel when the Jupyter server that shows it ends."
@@ -56,7 +57,7 @@ class BoxProvisioner(KernelProvisionerBase):
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         kwargs.pop("extra_arguments", None)
         kwargs["env"] = {}  # of this machine: means nothing there; the spec's own are added
-        return await super().pre_launch(cmd=self.kernel_spec.argv, **kwargs)
+        return await super().pre_launch(cmd=list(self.argv) or self.kernel_spec.argv, **kwargs)
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         manager: Any = self.parent
@@ -160,11 +161,9 @@ class BoxProvisioner(KernelProvisionerBase):
         if self._kernel is None or self._box is None:
             return 0
         try:
-            found = await asyncio.to_thread(self._box.session.run, ["cat", f"/proc/{self._kernel['pid']}/stat"])
+            if await asyncio.to_thread(jupyter.lives, self._box, self._kernel):
+                return None
         except NbkitError:
-            return None
-        fields = found.text.rpartition(")")[2].split()
-        if fields and fields[0] not in {"Z", "X"} and int(fields[19]) == self._kernel["started"]:
             return None
         return 0 if self._asked else await asyncio.to_thread(self._ended, self._box, self._kernel)
 
