@@ -123,6 +123,11 @@ def stopped_at(trainer: Any, step: int, **options: Any) -> Any:
     return run
 
 
+def events(run: Any) -> list[str]:
+    """The names of what happened, in order."""
+    return [event["event"] for event in run.events()]
+
+
 def losses(run: Any) -> dict[int, float]:
     """Training losses by step."""
     return {row["step"]: row["loss"] for row in run.metrics() if "loss" in row}
