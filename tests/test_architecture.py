@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -84,6 +85,12 @@ class TestFloors:
     def test_every_room_has_a_floor(self):
         """A new first-level module is given a floor here, or the next test could not judge it."""
         assert [] == [room for room in rooms() if room not in FLOOR_OF and room != "__init__"]
+
+    def test_the_design_shows_these_floors(self):
+        """docs/design.md draws the same rooms on the same floors, the highest first."""
+        drawn = (ROOT / "docs" / "design.md").read_text().partition("## Rooms")[2].split("```")[1].splitlines()[1:]
+        floors = [set(re.split(" {3,}", line)[0].split()) for line in drawn if not line.startswith(" ")]
+        assert [set(floor) for floor in reversed(FLOORS)] == floors
 
     def test_imports_point_downward(self):
         """No module of nbkit imports a room on its own floor or above, not even inside a function."""
