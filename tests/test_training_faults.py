@@ -80,7 +80,9 @@ class TestNotFinite:
 def undisturbed(tmp_path_factory):
     """The losses of 8 steps without dropout, with memory enough."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NBKIT_RUNS", str(tmp_path_factory.mktemp("undisturbed")))
+        place = tmp_path_factory.mktemp("undisturbed")
+        patch.chdir(place)
+        patch.setenv("NBKIT_RUNS", str(place / "runs"))
         trainer = little.trainer(given=little.model(attention_dropout=0.0), save_strategy="no")
         return little.losses(training.start(trainer).wait(60))
 

@@ -24,7 +24,9 @@ pytestmark = [pytest.mark.train, pytest.mark.usefixtures("own_runs")]
 def whole(tmp_path_factory):
     """A run of 8 steps that nothing disturbed: its losses and weights."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NBKIT_RUNS", str(tmp_path_factory.mktemp("whole")))
+        place = tmp_path_factory.mktemp("whole")
+        patch.chdir(place)
+        patch.setenv("NBKIT_RUNS", str(place / "runs"))
         run = training.start(little.trainer(lora=True, eval_strategy="steps", eval_steps=4)).wait(120)
     return little.losses(run), little.weights(run)
 

@@ -1,10 +1,12 @@
-"""What verbs share: the group that suggests and explains, the option `--json`, and how a verb takes a host."""
+"""What verbs share: the group that suggests and explains, common options, how a verb takes a host, and SIGTERM."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from typing import Any
 
@@ -85,3 +87,13 @@ def host_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="Start Python there with these shell words.  [default: what nbkit setup left, else python3]",
     )
     return config_option(python(command))
+
+
+@contextlib.contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does: ports closed, threads gone."""
+    before = signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

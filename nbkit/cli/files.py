@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from nbkit.cli._base import HOST, host_options, json_option
+from nbkit.cli._base import HOST, host_options, json_option, terminated_as_interrupted
+from nbkit.cli._moved import Meter, report, size_text
 from nbkit.cli._remote import on_option, opened
 
 if TYPE_CHECKING:
-    from nbkit.remote import Progress, Transferred
+    from nbkit.remote import Transferred
 
-_LINE_S = 10.0  # between lines of progress where there is no terminal
-_SHOWN = 20  # names and notes
 _CHECKED = (
     "Each file is checked by sha256 at both ends and takes its name only when it is whole. After a cut, the same command "
     "goes on where it stopped."
@@ -122,7 +121,7 @@ def _pull_run(words: tuple[str, ...], host: str, config: str | None, python: str
             f"{words[0]!r} is neither HOST:PATH nor a run that this machine began (name its box: --on HOST)",
             param_hint="HOST:SRC",
         )
-    meter = _Meter()
+    meter = Meter()
     with opened(words[0], host, config, python) as work:
         into = Path(words[1] if len(words) > 1 else ".", work.id)
         runs = Path(words[1], "runs") if len(words) > 1 else runs_dir()
@@ -139,7 +138,7 @@ def _pull_run(words: tuple[str, ...], host: str, config: str | None, python: str
             json.dumps({"run": work.id, "into": str(into), "runs": trained, "files": files, "bytes": size}, indent=2)
         )
         return
-    click.echo(f"{files} files, {_size(size)}: {', '.join([str(into), *trained])}")
+    click.echo(f"{files} files, {size_text(size)}: {', '.join([str(into), *trained])}")
 
 
 @click.command(
@@ -177,7 +176,6 @@ def _watch(
     from dataclasses import asdict
 
     from nbkit import remote
-    from nbkit.cli.ssh import terminated_as_interrupted
     from nbkit.errors import NbkitError
     from nbkit.remote.watching import keep
 
@@ -186,7 +184,7 @@ def _watch(
             click.echo(json.dumps(asdict(moved)))
             return
         click.echo(f"{time.strftime('%H:%M:%S')}  ", nl=False)
-        _report(moved, dry_run=False)
+        report(moved, dry_run=False)
 
     def failed(error: NbkitError) -> None:
         click.echo(f"{time.strftime('%H:%M:%S')}  {error.message} It is tried again.", err=True)
@@ -228,7 +226,7 @@ def _run(
 ) -> None:
     from nbkit import remote
 
-    meter = _Meter()
+    meter = Meter()
     with remote.connect(host, config=config, python=python) as box:
         try:
             done = move(box, {**options, "progress": meter.tell})
@@ -247,7 +245,7 @@ def _run(
 
         click.echo(json.dumps(asdict(done), indent=2))
     else:
-        _report(done, dry_run=options["dry_run"])
+        report(done, dry_run=options["dry_run"])
 
 
 def _refuse_given(names: Iterable[str], use: str) -> None:
@@ -275,7 +273,7 @@ def _push_reference(
 
     if len(sources) > 1:
         raise click.UsageError("a reference is pushed alone")
-    reference, meter = references.parse(sources[0]), _Meter()
+    reference, meter = references.parse(sources[0]), Meter()
     if not isinstance(reference, references.HubReference):
         _refuse_given(["allow_pickle"], "hf:// references")
     with remote.connect(host, config=config, python=python) as box:
@@ -288,68 +286,6 @@ def _push_reference(
         finally:
             meter.end()
     click.echo(json.dumps(done.as_dict(), indent=2) if as_json else str(done))
-
-
-def _report(done: Transferred, *, dry_run: bool) -> None:
-    for note in _some(done.notes):
-        click.echo(f"note: {note}", err=True)
-    if dry_run:
-        for name in done.names:
-            click.echo(f"send    {name}")
-        for name in done.deleted:
-            click.echo(f"delete  {name}")
-        click.echo(f"{len(done.names)} to send, {done.same} there already; nothing was written.", err=True)
-        return
-    speed = f", {_size(done.bytes / done.seconds)}/s" if done.bytes and done.seconds else ""
-    more = [f"{done.same} there already"] if done.same else []
-    more += [f"{_size(done.kept)} of it was there"] if done.kept else []
-    more += [f"{done.links} links"] if done.links else []
-    more += [f"{len(done.deleted)} deleted"] if done.deleted else []
-    more += [f"sha256 {done.sha256}"] if done.sha256 else []
-    files = "1 file" if done.files == 1 else f"{done.files} files"
-    click.echo(f"{files}, {_size(done.bytes)} in {done.seconds:.1f} s{speed}" + "".join(f"; {text}" for text in more))
-
-
-def _some(lines: tuple[str, ...]) -> list[str]:
-    rest = len(lines) - _SHOWN
-    return [*lines[:_SHOWN], *([f"and {rest} more"] if rest > 0 else [])]
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"
-
-
-class _Meter:
-    """Progress on stderr: a line that changes on a terminal, a new line now and then elsewhere."""
-
-    def __init__(self) -> None:
-        self._tty = sys.stderr.isatty()
-        self._last = time.monotonic()
-        self._open = False
-
-    def tell(self, now: Progress) -> None:
-        """Show how far it is."""
-        if not self._tty and time.monotonic() - self._last < _LINE_S:
-            return
-        self._last = time.monotonic()
-        share = 100 * now.done // now.total if now.total else 100
-        left = f"{now.left_s:.0f} s left" if now.speed else ""
-        line = f"{share:3d} %  {_size(now.done)} of {_size(now.total)}  {_size(now.speed)}/s  {left}"
-        if self._tty:
-            click.echo(f"\r\x1b[K{line}  {now.name[-40:]}", err=True, nl=False)
-            self._open = True
-        else:
-            click.echo(line, err=True)
-
-    def end(self) -> None:
-        """Leave the line."""
-        if self._open:
-            click.echo("\r\x1b[K", err=True, nl=False)
-            self._open = False
 
 
 VERBS = (push, pull, sync)

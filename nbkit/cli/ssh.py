@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
 
-from nbkit.cli._base import HOST, config_option, json_option
+from nbkit.cli._base import HOST, config_option, json_option, terminated_as_interrupted
 
 if TYPE_CHECKING:
     from nbkit.ssh import Session
@@ -79,16 +78,6 @@ def forward(host: str, ports: tuple[str, ...], config: str | None, as_json: bool
         except KeyboardInterrupt:
             click.echo("\nClosed.", err=True)
             sys.exit(130)
-
-
-@contextlib.contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does: ports closed, threads gone."""
-    before = signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def stay(session: Session, ended: Callable[[], bool] = lambda: False, news: Callable[[], list[str]] = list) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nbkit.cli._base import HOST, host_options, json_option
-from nbkit.cli.ssh import port_pair, stay, terminated_as_interrupted
+from nbkit.cli._base import HOST, host_options, json_option, terminated_as_interrupted
+from nbkit.cli.ssh import port_pair, stay
 
 if TYPE_CHECKING:
     from nbkit.remote.tunnel import Tunnel

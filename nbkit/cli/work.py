@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nbkit.cli._base import HOST, host_options, json_option
+from nbkit.cli._base import HOST, host_options, json_option, terminated_as_interrupted
 from nbkit.cli._remote import RUN_THERE, detached, follow, on_option, opened, say
-from nbkit.cli.ssh import terminated_as_interrupted
 
 if TYPE_CHECKING:
     from nbkit.remote.work import Work
