@@ -50,12 +50,18 @@ class TestCall:
             ("import json\nprint(json.dumps({'error': 'No room', 'hint': 'make some'}))", "python3", "No room."),
             ("raise ValueError('deep inside')", "python3", "failed on .*ValueError: deep inside"),
             ("", "/no/such/python", "has no Python at '/no/such/python'"),
+            ("", "sed q; python3", "the login shell there reads what is meant for our program"),
+            ("", "echo closed.; false", "A program of nbkit failed on .*: closed."),
         ],
     )
     def test_failure_says_what_happened(self, session, source, python, message):
         """An error that the program reports, one that it does not, and a missing Python each read as one sentence."""
         with pytest.raises(RemoteCommandError, match=message):
             program.call(session, source, {}, python=python)
+
+    def test_csh_takes_the_line(self):
+        """It has no line end within quotes, and acts on "!" within them; tcsh itself was tried by hand."""
+        assert not {"\n", "!"}.intersection(program.command())
 
 
 # A notebook is executed with what must be there for it (without, `nbkit run` says so before it is sent), and a kernel is

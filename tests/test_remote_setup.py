@@ -221,6 +221,22 @@ def old_python(version):
     pytest.skip(f"needs a Python {version} on PATH")
 
 
+def test_python3_that_is_too_old_is_passed_over(tmp_path):
+    """On many a cluster python3 is 3.6, and a newer one stands beside it."""
+    (tmp_path / "python3").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "python3").chmod(0o755)
+    (tmp_path / "head").symlink_to(shutil.which("head"))
+    show = ["/bin/sh", "-c", f"echo {setups.FIRST}"]
+
+    def first():
+        path = {"PATH": str(tmp_path)}
+        return subprocess.run(show, env=path, capture_output=True, text=True, check=True).stdout
+
+    assert "python3\n" == first()
+    (tmp_path / "python3.12").symlink_to(sys.executable)
+    assert "python3.12\n" == first()
+
+
 class TestBadGround:
     def test_no_venv(self, server, request_, tmp_path):
         """Debian without python3-venv: the fix names the package, and the way without root."""

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from nbkit import remote
-from nbkit.errors import TransferError, UnreachableError
+from nbkit.errors import RemoteCommandError, TransferError, UnreachableError
 from nbkit.remote.there import frames
 from nbkit.remote.there.delta import FINEST as FINE
 from nbkit.remote.there.place import Part, check
@@ -295,6 +295,34 @@ class TestRefusals:
         with pytest.raises(TransferError, match="no permission to write"):
             move(box, way, put(tmp_path / "a", 5), tmp_path / "in")
 
+    def test_an_account_that_is_closed(self, tmp_path_factory, tmp_path):
+        """What its shell says in place of our program is the error, with the ssh line that shows the same."""
+        folder = tmp_path_factory.mktemp("closed")
+        with sshd.running(folder, 'ForceCommand sh -c "echo This account is closed.; exit 1"') as closed, (
+            remote.connect("box", config=closed.config)
+        ) as box, pytest.raises(RemoteCommandError, match="This account is closed") as caught:  # fmt: skip
+            remote.push(box, put(tmp_path / "a", 5), str(tmp_path / "b"))
+        assert "try: ssh box python3 --version" == caught.value.hint
+
+    @pytest.mark.parametrize("dst", ["", "~", "/", "."])
+    def test_delete_spares_the_home_folder(self, box, tmp_path, dst):
+        """`sync data HOST: --delete` would leave nothing there but the data."""
+        put(tmp_path / "a/x", 5)
+        with pytest.raises(TransferError, match=r"everything in .* would go") as caught:
+            remote.sync(box, tmp_path / "a", dst, delete=True)
+        assert 2 == caught.value.exit_code
+        with pytest.raises(TransferError, match="would go"):
+            remote.sync(box, str(tmp_path / "a"), Path.home(), down=True, delete=True)
+
+    def test_a_name_is_written_as_it_is(self, box, tmp_path, monkeypatch):
+        """No letter of it becomes a capital because it begins a sentence; a pattern is said to be none."""
+        monkeypatch.chdir(tmp_path)
+        os.mkfifo("pipe")
+        with pytest.raises(TransferError, match=r"^pipe is neither a file nor a folder"):
+            remote.push(box, "pipe", str(tmp_path / "b"))
+        with pytest.raises(TransferError, match=r"(?s)cannot read .*a pattern is not filled in there"):
+            remote.pull(box, f"{tmp_path}/*.jsonl", tmp_path)
+
     def test_no_python_there(self, server, tmp_path):
         """A box without that Python is said to have none."""
         with remote.connect("box", config=server.config, python="/no/python") as box, pytest.raises(
@@ -385,7 +413,7 @@ class TestFaults:
     def test_a_full_disk(self, box, tmp_path, way):
         """No room is seen before the first byte, and nothing is written."""
         with chaos.small_disk(tmp_path / "disk", 8 * MIB) as disk:
-            with pytest.raises(TransferError, match=r"[Nn]ot enough room: .* GiB to come"):
+            with pytest.raises(TransferError, match=r"[Nn]ot enough room: .* [MG]B to come, .* [MG]B free at"):
                 move(box, way, put(tmp_path / "a", 9 * MIB), disk / "b")
             assert [] == list(disk.iterdir())
 

@@ -83,7 +83,7 @@ def setup(
     def say(line: str) -> None:
         click.echo(line, err=True)
 
-    with connect(host, config=config, python=base or "python3") as box:
+    with connect(host, config=config, python=base or box_setup.FIRST) as box:
         where = path or box_setup.ENV
         if stop:
             say("Stopped." if box_setup.stop(box, path=where) else "No setup is at work there.")

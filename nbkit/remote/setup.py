@@ -21,6 +21,11 @@ from nbkit.ssh.text import plain
 ENV = "~/.local/share/nbkit/env"
 OLDEST = (3, 11)  # what pyproject.toml and the lock are for
 CANDIDATES = ("python3.13", "python3.12", "python3.11")
+# For `sh`: python3, or one that can run our programs where that is too old for it, as on many a cluster.
+FIRST = (
+    f'$( (for p in python3 {" ".join(CANDIDATES)}; do $p -c "import sys; sys.exit(sys.version_info < (3, 8))" 2>/dev/null '
+    "&& echo $p && break; done; echo python3) | head -n 1)"
+)
 # With a CPU build the whole was 2.1 GiB, and pip's cache may take as much again; that of CUDA builds is an estimate.
 LAB_GIB, TRAIN_GIB, CUDA_GIB, AGAIN_GIB = 1.0, 5.0, 14.0, 1.0
 _CALL_S, _WAIT_S, _BACK_S = 60.0, 5.0, 600.0

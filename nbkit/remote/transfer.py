@@ -28,6 +28,7 @@ from nbkit.ssh.text import plain
 
 Links = Literal["copy", "follow", "skip"]
 Source = str | Path
+_BEGINNINGS = {"another", "cannot", "could", "no", "not", "the", "there"}
 AGAIN = "run it again: it goes on where it stopped"
 _MODULES = ("frames", "tree", "delta", "send", "place", "plan", "receive", "transfer")
 _LONG_S = 0.01  # a round trip from which one channel's window is what limits a push
@@ -156,12 +157,25 @@ def sync(
 
     Args:
         down: From the box to here.
-        delete: Remove from `dst` what `source` does not have.
+        delete: Remove from `dst` what `source` does not have; refused where that is the home folder or the root.
         growing: Take of `.jsonl` files that are being appended to what was there at the start, instead of refusing them.
     """
+    if delete and _is_home(os.fspath(dst), here=down):
+        raise TransferError(
+            f"With delete, everything in {os.fspath(dst) or 'the home folder'} that is not in {source} would go.",
+            hint="name a folder of its own: HOST:project" if not down else "name a folder of its own",
+            exit_code=2,
+        )
     request = _request([os.fspath(source)], os.fspath(dst), links, True, check, dry_run)
     request |= {"contents": True, "delete": delete, "growing": growing}
     return (_receive if down else _send)(box, request, progress)
+
+
+def _is_home(dst: str, *, here: bool) -> bool:
+    """The home folder, which is where a path on the box begins, or the root of all."""
+    if here:
+        return Path(dst).expanduser().resolve() in {Path.home().resolve(), Path("/")}
+    return dst.strip("/") in {"", ".", "~"}
 
 
 def _several(sources: Source | Sequence[Source]) -> list[str]:
@@ -230,12 +244,19 @@ def _link(box: Box, request: dict[str, Any]) -> Iterator[frames.Frames]:
         except frames.StoppedError as error:
             place = f"{box.session.route.target}: " if error.theirs else ""
             message = f"{place}{plain(error.message)}"
-            message = message if error.theirs else message[:1].upper() + message[1:]
+            if message.partition(" ")[0] in _BEGINNINGS:  # not a file's name
+                message = message[:1].upper() + message[1:]
             raise TransferError(f"{message}.", hint=plain(error.hint)) from error
         except UnreachableError as error:
             raise UnreachableError(error.message, hint=f"{AGAIN} (what has come over is kept)") from error
+        except _UnheardError as error:
+            raise _ended(box, process, error.args[0]) from error
         except (EOFError, NbkitError) as error:
             raise _ended(box, process) from error
+
+
+class _UnheardError(Exception):
+    """Our program there did not begin; what was heard in its place."""
 
 
 def _await_hello(process: Process) -> None:
@@ -244,19 +265,19 @@ def _await_hello(process: Process) -> None:
     while not heard.endswith(frames.HELLO):
         byte = process.read(1)
         if not byte or len(heard) > _NOISE_BYTES:
-            raise EOFError(heard)
+            raise _UnheardError(heard)
         heard += byte
 
 
-def _ended(box: Box, process: Process) -> NbkitError:
-    """Why the program there ended without a word."""
+def _ended(box: Box, process: Process, heard: bytes | None = None) -> NbkitError:
+    """Why the program there ended without a word, or in place of its first word said what was heard."""
     try:
         status = process.wait(_END_S)
     except NbkitError as error:
         return error
-    if status in {126, 127} or b"Error" in process.stderr:
+    if status in {126, 127} or b"Error" in process.stderr or heard is not None:
         try:
-            program.answer(box.session, b"", process.stderr, status, box.python)
+            program.answer(box.session, heard or b"", process.stderr, status, box.python)
         except NbkitError as error:
             return error
     return TransferError(f"{box.session.route.target}: our program there ended (exit status {status}).", hint=AGAIN)

@@ -12,18 +12,22 @@ from nbkit.ssh.session import Session
 from nbkit.ssh.text import plain
 
 OLDEST = (3, 8)
-# Python 2 can read it too, and the folder where it runs cannot shadow a module.
-_BOOT = f"""
-import sys
-if sys.version_info < {OLDEST}:
-    print('{{"error": "Python %d.%d is too old"}}' % sys.version_info[:2])
-    sys.exit()
-sys.path = [p for p in sys.path if p]
-take = sys.stdin.buffer.read
-text, request = [take(int(sys.stdin.buffer.readline())) for _ in range(2)]
-import json
-exec(compile(text, 'nbkit-program', 'exec'), {{'__name__': '__main__', 'REQUEST': json.loads(request.decode())}})
-"""
+_TOO_OLD = (
+    '{"error": "Python %d.%d is too old: nbkit needs 3.8 there", '
+    '"hint": "name a newer one: --python PATH      or: nbkit setup HOST, which looks for one (--base PATH: on that)"}'
+)
+# Python 2 can read it too, and the folder where it runs cannot shadow a module. One line, without "!": csh takes no other.
+_BOOT = "; ".join(
+    (
+        "import sys",
+        f"sys.version_info < {OLDEST} and (sys.stdout.write('{_TOO_OLD}' % sys.version_info[:2]), sys.exit())",
+        "sys.path = [p for p in sys.path if p]",
+        "take = sys.stdin.buffer.read",
+        "text, request = [take(int(sys.stdin.buffer.readline())) for _ in range(2)]",
+        "import json",
+        "exec(compile(text, 'nbkit-program', 'exec'), {'__name__': '__main__', 'REQUEST': json.loads(request.decode())})",
+    )
+)
 
 
 def command(python: str = "python3") -> str:
@@ -71,12 +75,21 @@ def answer(session: Session, stdout: bytes, stderr: bytes, status: int, python: 
         raise RemoteCommandError(
             f"{host}: {plain(str(found['error']), 400)}.", hint=plain(str(found.get("hint") or "look there"), 400)
         )
-    said = plain(stderr.decode("utf-8", "replace").strip().rpartition("\n")[2], 300) or f"exit status {status}"
+    try_it = f"try: {session.route.ssh} {python} --version"
+    if b"invalid literal for int()" in stderr:  # the first thing that our program reads is a length
+        raise RemoteCommandError(
+            f"{host}: the login shell there reads what is meant for our program.",
+            hint=f"is there a `read` in its start-up files (~/.bashrc)? it belongs behind: [[ $- == *i* ]]      {try_it}",
+        )
+    said = _last(stderr) or _last(stdout) or f"exit status {status}"
     if status in {126, 127}:
         raise RemoteCommandError(
             f"{host} has no Python at {python!r}: {said}.",
             hint="install python3 there, or name one: --python PATH (a module line works too: 'module load python; python3')",
         )
-    raise RemoteCommandError(
-        f"A program of nbkit failed on {host}: {said}.", hint=f"try: ssh {host} {python} --version"
-    )
+    raise RemoteCommandError(f"A program of nbkit failed on {host}: {said}.", hint=try_it)
+
+
+def _last(output: bytes) -> str:
+    """The last line, harmless, without its full stop."""
+    return plain(output.decode("utf-8", "replace").strip().rpartition("\n")[2], 300).rstrip(".")

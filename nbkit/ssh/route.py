@@ -105,6 +105,13 @@ class Route:
         """The host itself."""
         return self.hops[-1]
 
+    @property
+    def ssh(self) -> str:
+        """The command that goes the same way, as far as what was typed tells it; to be read, not run."""
+        if self.asked.startswith("ssh://") or ":" not in self.asked:
+            return f"ssh {self.asked}"
+        return f"ssh -p {self.target.port} {self.target.user}@{self.target.hostname}"
+
     def __str__(self) -> str:
         """The hops in order."""
         return " -> ".join(map(str, self.hops))

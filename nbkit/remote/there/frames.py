@@ -50,6 +50,14 @@ def shown(name: bytes) -> str:
     return plain if plain.isprintable() and plain == plain.strip() else repr(plain)
 
 
+def amount(count: int) -> str:
+    """Bytes for a sentence: `2.5 kB`, `13.50 GB`."""
+    for power, unit, places in ((3, "GB", 2), (2, "MB", 1), (1, "kB", 1)):
+        if count >= 1000**power:
+            return f"{count / 1000**power:.{places}f} {unit}"
+    return f"{count} B"
+
+
 class Frames:
     """Frames over two functions: `read` puts some bytes into a view (0 at the end), `write` takes all it is given."""
 

@@ -8,7 +8,7 @@ import shutil
 import stat
 from typing import Any, Dict, List, NamedTuple, Optional, Set
 
-from nbkit.remote.there.frames import BLOCK, StoppedError, raw, shown
+from nbkit.remote.there.frames import BLOCK, StoppedError, amount, raw, shown
 from nbkit.remote.there.place import explained, look
 from nbkit.remote.there.tree import FILE, FOLDER, LINK, PART, Entry, part_of
 
@@ -101,8 +101,8 @@ class Plan:
         free = self.free()
         if found and need + _SPARE > free:
             raise StoppedError(
-                f"not enough room: {need / 2**30:.2f} GiB to come, {free / 2**30:.2f} GiB free at {shown(self.base)}",
-                "free space there, or choose another disk",
+                f"not enough room: {amount(need)} to come, {amount(free)} free at {shown(self.base)}",
+                f"free space there ({amount(_SPARE)} more than what comes), or choose another disk",
             )
         return found
 

@@ -61,6 +61,8 @@ def scan(sources: List[bytes], links: str, contents: bool) -> Tree:
                 os.listdir(path)
         except OSError as error:
             hint = _HINTS.get(error.errno or 0, "is it yours to read?")
+            if b"*" in source:
+                hint = "a pattern is not filled in there: name the files, or the folder that holds them"
             raise StoppedError(f"cannot read {shown(source)}: {error.strerror}", hint) from error
         folder = stat.S_ISDIR(found.st_mode)
         if not folder and not stat.S_ISREG(found.st_mode):
