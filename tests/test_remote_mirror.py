@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from nbkit.errors import RemoteCommandError, RunError
+from nbkit.errors import RemoteCommandError, RunError, UnreachableError
 from nbkit.remote import connect, mirror, work
 from nbkit.widgets.feed import Feed
 from nbkit.widgets.live import watch
@@ -171,6 +171,22 @@ class TestMirror:
         with pytest.raises(RemoteCommandError, match="absent"):
             run._mirror.asker.ask("pause", on=True, run="absent")
 
+    def test_a_link_that_does_not_come_back(self, box, server, trains, monkeypatch):
+        """The run is shown as not seen any more, with what looks again, and refuses what is asked of it."""
+        found = trains(100000, 0.05)
+        run = mirror.watch(box, found.id)
+        monkeypatch.setattr(work, "_BACK_S", 0.5)
+        server.stop()
+        try:
+            until(lambda: run.status.state == "stalled", 30)
+            assert f'nbkit.watch("{found.id}", on="box") in a cell looks again' in run.status.doing
+            with pytest.raises(UnreachableError):
+                run.stop()
+        finally:
+            server.start()
+        with connect("box", config=server.config, python=shlex.quote(sys.executable)) as again:
+            work.find(again, found.id).stop(0)
+
     def test_process_that_is_gone(self, box, trains):
         """A run whose process was killed there has failed, and it is said where and where to look."""
         found = trains(100000, 0.05)
@@ -219,6 +235,7 @@ class TestViews:
         found = work.begin(box, tmp_path / "steps.py", arguments=["20", "0.05"], config=str(server.config))
         run = watch("steps")
         assert (found.id, "done") == (run.work, ended(run).state)
+        assert found.id == watch(found.id, on="box").work
         capsys.readouterr()
         here = tmp_path / "runs" / found.id
         shutil.copytree(run.path, here)

@@ -49,6 +49,13 @@ class TestPicture:
         assert "<script" not in found
         assert "<img" not in found
 
+    def test_says_what_it_is_at(self, tmp_path):
+        """What the state word does not say stands below it, once: as text, not only for a screen reader."""
+        recorder = Recorder(tmp_path / "a")
+        recorder.set("waiting", doing="loading the model")
+        shown = [each.text for each in drawn(Run(recorder.path)).iter(f"{SVG}text") if each.text]
+        assert 1 == sum("loading the model" in text for text in shown)
+
     def test_a_run_without_a_row_draws(self, tmp_path):
         """Before the first step every chart says that there is nothing."""
         recorder = Recorder(tmp_path / "20260101-000000-new")

@@ -65,7 +65,8 @@ class MirroredRun(Run):
                 cause=f"its process {seen.pid} on {mirror.box.host} is gone (killed, or out of memory)",
             )  # fmt: skip
         if mirror.error is not None:
-            return replace(seen, state="stalled", doing=f"not seen any more: {mirror.error.message}")
+            lost = f"not seen any more ({mirror.error.message.rstrip('.')}); {self.again} in a cell looks again"
+            return replace(seen, state="stalled", away=True, doing=lost)
         wishes = f"; then it is asked to {', '.join(mirror.asker.waiting)}" if mirror.asker.waiting else ""
         if mirror.lost:
             return replace(seen, away=True, doing=f"the link to {mirror.box.host} is lost, connecting again{wishes}")

@@ -80,12 +80,13 @@ def watch(run: Run | str | Path | None = None, *, on: str | Box | None = None) -
 
 def _found(name: str | Path | None, on: str | Box | None) -> Run:
     """The run called so, here or on a box."""
-    if on is not None:
-        return _there(str(name or ""), on)
-    if not isinstance(name, str):
-        return latest(name)
     from nbkit.remote import begun
 
+    if on is not None:
+        way = next((one for one in begun.every() if (one.id, one.host) == (name, on)), None)
+        return _there(str(name or ""), on, config=way.config or None if way else None, python=way.python if way else "")
+    if not isinstance(name, str):
+        return latest(name)
     try:
         run = latest(name)
     except RunError:

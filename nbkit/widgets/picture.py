@@ -103,7 +103,7 @@ def _card(head: Head, *about: str) -> str:
     tone = _TONES.get(head.state, "quiet")
     done = min(1.0, head.step / head.steps) if head.steps else 0.0
     width = WIDTH - 32
-    told = " · ".join(part for part in (*about, head.cause) if part)
+    told = " · ".join(part for part in (*about, head.doing, head.cause) if part)
     told = told if len(told) < 150 else told[:149] + "…"
     return (
         f'<rect class="p" x=".5" y=".5" width="{WIDTH - 1}" height="{HEIGHT - 1}" rx="9"/>'
