@@ -16,8 +16,9 @@ import pytest
 from nbkit.errors import NbkitError, RemoteCommandError
 from nbkit.remote import begun, connect, parcel, work
 from nbkit.remote.there import work as there
+from tests import sshd
 from tests.waiting import until
-from tests.works import COUNT, finished
+from tests.works import COUNT, end_all, finished
 
 
 @pytest.fixture
@@ -154,6 +155,29 @@ class TestStop:
         found.stop()
         ended, _ = finished(found)
         assert ("lost", 1) == (ended.state, ended.exit_code)
+
+
+def test_a_run_that_fills_the_disk(tmp_path_factory, script):
+    """Its end is written down all the same, and that the disk is full is said: it is not taken for killed."""
+    with sshd.running(tmp_path_factory.mktemp("small")) as small:
+        disk = small.folder / ".local"
+        disk.mkdir()
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True, check=False
+        )
+        if mounted.returncode:
+            pytest.skip("a small disk can be mounted by root only")
+        try:
+            with connect("box", config=small.config, python=shlex.quote(sys.executable)) as box:
+                ended, _ = finished(work.begin(box, script("for _ in range(4000):\n    print('x' * 1000)")))
+                assert ("failed", True) == (ended.state, ended.about["end"]["full"])
+                assert ended.filled.startswith("the disk there is full: ")
+                ended.remove()
+                ended, _ = finished(work.begin(box, script("print(1)")))
+                assert ("done", "") == (ended.state, ended.filled)
+        finally:
+            end_all(small)
+            subprocess.run(["umount", "-l", disk], check=True)
 
 
 TRAINS = """

@@ -104,6 +104,8 @@ def _end(work: Work, *, as_json: bool) -> None:
     say(f"{about['file']} {words[work.state]}{took}.")
     if work.failed_cell:
         say(f"  Where: {work.failed_cell}")
+    if work.filled:
+        say(f"  Note:  {work.filled}")
     if work.state in {"failed", "lost"}:
         say(f"  Look:  nbkit doctor {work.box.host}; nbkit logs {work.id}")
     say(f"  Fetch: nbkit pull {work.id}")

@@ -77,6 +77,15 @@ class Work:
         cell = (self.about.get("end") or {}).get("cell")
         return plain(f"cell {cell['number']} ({cell['line']}): {cell['error']}", 600) if cell else ""
 
+    @property
+    def filled(self) -> str:
+        """A sentence where the disk there took no more when it ended; empty otherwise."""
+        return (
+            f"the disk there is full: {plain(str(self.about['folder']))}"
+            if (self.about.get("end") or {}).get("full")
+            else ""
+        )
+
     def again(self) -> Work:
         """As it is now."""
         return find(self.box, self.id)

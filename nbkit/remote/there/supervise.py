@@ -9,6 +9,7 @@ ended when its program has, and every training run that it left in a process of 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -23,6 +24,7 @@ from nbkit.remote.there import work
 EVERY_S = 0.1
 SLOWLY_S = 1.0  # for what reads /proc
 KILL_S = 30.0
+RESERVED = 64 << 10  # bytes, so that the end can be written down on a disk that the run has filled
 
 
 class Watch:
@@ -105,6 +107,22 @@ class Watch:
                 os.kill(pid, number)
 
 
+def _is_full(folder: str) -> bool:
+    """Whether the disk, or what this user may have of it, takes no more."""
+    probe = os.path.join(folder, "probe")
+    try:
+        with open(probe, "wb") as file:
+            file.write(b"-" * RESERVED)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(probe)
+    return False
+
+
 def _tidy(folder: str) -> None:
     """Remove the sockets' folder of a notebook whose process was killed before it could."""
     with contextlib.suppress(OSError), open(os.path.join(folder, "place")) as file:
@@ -124,16 +142,29 @@ def main(folder: str) -> None:
     began = time.time()
     said = ""
     watch = None
+    reserve = os.path.join(folder, "reserve")
     try:
+        with open(reserve, "wb") as file:
+            file.write(b"-" * RESERVED)
         watch = Watch(folder)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda *_: setattr(watch, "terminated", True))
         code = watch.wait()
     except OSError as error:
         code, said = 126, "%s: %s" % (error.filename, error.strerror)
-        with open(os.path.join(folder, "log"), "a") as log:
+        with contextlib.suppress(OSError), open(os.path.join(folder, "log"), "a") as log:
             log.write(said + "\n")
     _tidy(folder)
+    full = _is_full(folder)
+    with contextlib.suppress(OSError):
+        os.remove(reserve)
     told = work.read_json(os.path.join(folder, "result.json")) or {}
-    end = {"exit": code, "began": began, "ended": time.time(), "asked": bool(watch and watch.asked), **told}
+    end = {
+        "exit": code,
+        "began": began,
+        "ended": time.time(),
+        "asked": bool(watch and watch.asked),
+        "full": full,
+        **told,
+    }
     work.write_json(os.path.join(folder, "end.json"), end)
