@@ -134,6 +134,27 @@ class TestAdd:
         assert [] == kernels.listed()
 
 
+class TestBlind:
+    def test_a_jupyter_without_nbkit_is_named(self, server, tmp_path, monkeypatch):
+        """The one that a shell starts, also through a link to it; not where nbkit is beside it."""
+        real, link = tmp_path / "lab" / "jupyter-lab", tmp_path / "bin" / "jupyter-lab"
+        for path in (real, link):
+            path.parent.mkdir()
+        real.write_text("#!/bin/sh\n")
+        real.chmod(0o755)
+        link.symlink_to(real)
+        monkeypatch.setenv("PATH", f"{link.parent}:{os.environ['PATH']}")
+        words = [*NBKIT, "kernel", "add", "box", "-F", str(server.config), "--python", sys.executable]
+        for there in (False, True):
+            if there:
+                (real.parent / "nbkit").touch()
+            done = subprocess.run(
+                words, capture_output=True, text=True, timeout=60, check=True, stdin=subprocess.DEVNULL
+            )
+            assert there != (f"Note: {link} is of an environment without nbkit" in done.stderr)
+            assert there != (f"{sys.executable} -m jupyter lab" in done.stderr)
+
+
 class TestCuts:
     def test_no_line_is_lost_or_doubled(self, server):
         """20 lines a second through three cuts, one of them while what was missed is sent again: each line once, in order; a
@@ -324,6 +345,7 @@ class TestVerbs:
         code, out, err = self.run("add", "box", "--name", "gpu", *where)
         assert (0, "gpu\n") == (code, out)
         assert "gpu (box): choose it in JupyterLab" in err
+        assert "without nbkit" not in err
         import nbformat
 
         cell = nbformat.v4.new_code_cell("import os\nos.path.expanduser('~')", execution_count=1)

@@ -71,6 +71,18 @@ def say(line: str) -> None:
     click.echo(line, err=True)
 
 
+def say_blind() -> None:
+    """Say it where a person's own Jupyter would not show the kernels of a box."""
+    from nbkit.remote import kernels
+
+    jupyter = kernels.blind()
+    if jupyter:
+        say(
+            f"Note: {jupyter} is of an environment without nbkit and leaves these kernels out. Install nbkit there, or start"
+        )
+        say(f"  {sys.executable} -m jupyter lab")
+
+
 class Shown:
     """The bytes that a run printed, as text for a terminal or a file: no colours, no control characters.
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from nbkit.cli._base import HOST, Commands, host_options, json_option
+from nbkit.cli._remote import say_blind
 
 
 @click.group(cls=Commands)
@@ -66,6 +67,7 @@ def add(
         click.echo(json.dumps(made.as_dict()))
     else:
         click.echo(f"{made.shown}: choose it in JupyterLab, once reloaded.", err=True)
+        say_blind()
         click.echo(made.name)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nbkit.cli._base import HOST, host_options, json_option, terminated_as_interrupted
+from nbkit.cli._remote import say_blind
 from nbkit.cli.ssh import port_pair, stay
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def _show(opened: Tunnel, *, as_json: bool) -> None:
         click.echo(f"http://127.0.0.1:{forward.local_port}  ->  {host}  {forward.remote}")
     if opened.kernels:
         click.echo(f"In JupyterLab here, once reloaded: {', '.join(opened.kernels)}.", err=True)
+        say_blind()
     click.echo("Ctrl-C detaches; Jupyter and its kernels run on there.", err=True)
 
 

@@ -236,6 +236,15 @@ def _write(name: str, spec: dict[str, Any], by: By, where: dict[str, str]) -> Li
     return made
 
 
+def blind() -> str:
+    """The `jupyter` that a shell here starts, where its environment has no nbkit and so leaves these kernels out; or ""."""
+    found = shutil.which("jupyter-lab") or shutil.which("jupyter")
+    if found is None:
+        return ""
+    place = Path(found).resolve().parent
+    return "" if place == Path(sys.executable).parent or (place / "nbkit").exists() else found
+
+
 def read_spec(name: str) -> dict[str, Any]:
     """The kernel.json of a kernel of ours.
 
