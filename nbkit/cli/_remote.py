@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import importlib.util
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -77,10 +78,9 @@ def say_blind() -> None:
 
     jupyter = kernels.blind()
     if jupyter:
-        say(
-            f"Note: {jupyter} is of an environment without nbkit and leaves these kernels out. Install nbkit there, or start"
-        )
-        say(f"  {sys.executable} -m jupyter lab")
+        here = f"      or start {sys.executable} -m jupyter lab" if importlib.util.find_spec("jupyterlab") else ""
+        say(f"Note: {jupyter} is of an environment without nbkit and leaves these kernels out.")
+        say(f"  Fix:  install nbkit there{here}")
 
 
 class Shown:
