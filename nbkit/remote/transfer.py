@@ -30,7 +30,10 @@ Links = Literal["copy", "follow", "skip"]
 Source = str | Path
 _BEGINNINGS = {"another", "cannot", "could", "no", "not", "the", "there"}
 AGAIN = "run it again: it goes on where it stopped"
-_MODULES = ("frames", "tree", "delta", "send", "place", "plan", "receive", "transfer")
+_MODULES = {
+    "send": ("frames", "tree", "delta", "send", "transfer"),
+    "receive": ("frames", "tree", "delta", "place", "plan", "receive", "transfer"),
+}  # by what the box is to do
 _LONG_S = 0.01  # a round trip from which one channel's window is what limits a push
 _STREAMS = 6
 _NOISE_BYTES = 64 * 1024  # a login shell may print before our program starts
@@ -224,9 +227,14 @@ def _receive(box: Box, request: dict[str, Any], progress: Callable[[Progress], N
 
 def _helper(box: Box, path: str, number: int) -> Process:
     """A command there that lends its stdin to the transfer at the socket `path`."""
-    process = box.session.start(program.command(box.python))
+    process = box.session.start(_line(box))
     process.write(program.opening(program.text("join"), {"path": path, "number": number}))
     return process
+
+
+def _line(box: Box) -> str:
+    """Starts Python there without its site-packages: nothing of them is needed, and looking at them takes a while."""
+    return program.command(f"{box.python} -S")
 
 
 @contextlib.contextmanager
@@ -235,8 +243,8 @@ def _link(box: Box, request: dict[str, Any]) -> Iterator[frames.Frames]:
 
     Raises: TransferError, UnreachableError, RemoteCommandError.
     """
-    source = program.bundle(*_MODULES)
-    with box.session.start(program.command(box.python)) as process:
+    source = program.bundle(*_MODULES[request["role"]])
+    with box.session.start(_line(box)) as process:
         try:
             process.write(program.opening(source, request))
             _await_hello(process)

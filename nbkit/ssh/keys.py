@@ -1,4 +1,4 @@
-"""Keys to log in with: from an agent, from files, with certificates; a private key is opened only when a server wants it."""
+"""Keys to log in with: from an agent, from files, with certificates; nobody is asked for a passphrase until a server wants it."""
 
 from __future__ import annotations
 
@@ -61,6 +61,7 @@ class Candidate:
         algorithm: Key type; RSA is given its SHA-2 name when it is offered.
         blob: Public key or certificate.
         load: Opens the private key; None where that did not work, `note` then says why.
+        at_hand: The private key where nobody has to be asked for it; None elsewhere.
     """
 
     label: str
@@ -68,6 +69,7 @@ class Candidate:
     blob: bytes
     load: Callable[[], Any]
     note: str = ""
+    at_hand: Callable[[], Any] = lambda: None
 
 
 @dataclass
@@ -108,7 +110,14 @@ class Keyring:
     def _file(self, label: str, path: str, kind: str, blob: bytes) -> Candidate:
         candidate = Candidate(label, kind, blob, lambda: None)
         candidate.load = lambda: self._open(path, candidate)
+        candidate.at_hand = lambda: self._at_hand(path, candidate)
         return candidate
+
+    def _at_hand(self, path: str, candidate: Candidate) -> Any:
+        if path not in self.opened and not candidate.algorithm.startswith("sk-"):
+            with contextlib.suppress(Exception):  # locked, or not here: `load` says which, if the server wants it
+                self.opened[path] = self._read(path, None)
+        return self.opened.get(path)
 
     def _certificates(self, *more: Path) -> Iterator[tuple[str, bytes]]:
         for path in (*more, *map(Path, self.hop.certificate_files)):

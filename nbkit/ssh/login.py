@@ -24,6 +24,7 @@ from nbkit.ssh.route import Hop
 from nbkit.ssh.text import plain
 
 _PASSWORD_TRIES = 3
+_MANY = 5  # keys refused, of the 6 tries that sshd grants
 _MOST_ROUNDS = 20  # of keyboard-interactive questions
 _MSG_SERVICE_ACCEPT = 6
 
@@ -95,10 +96,18 @@ class Login:
         Raises: AuthenticationError with the keys tried and the fix; UnreachableError when the server does not answer.
         """
         self._begin()
-        if self._request("none") == "ok":
-            return "none"
         steps = {"publickey": self._keys, "keyboard-interactive": self._questions, "password": self._password}
         left = [name for name in steps if name in self.hop.methods]
+        # Keys first, unasked: "none", which ssh begins with, costs a round trip and the pause that sshd makes after it.
+        outcome = self._keys() if "publickey" in left else "failed"
+        if outcome == "ok":
+            return self.method
+        if outcome == "partial" or (self.tried and "publickey" in self.allowed):
+            left.remove("publickey")
+        if outcome == "partial":
+            self.tried.append("publickey (accepted, but not enough)")
+        elif len(self.tried) < _MANY and self._request("none") == "ok":
+            return "none"
         while True:
             name = next((name for name in left if name in self.allowed), None)
             if name is None:
@@ -184,10 +193,12 @@ class Login:
     def _offer(self, key: Candidate) -> str:
         algorithm = self._algorithm(key.algorithm)
         self.tried.append(key.label)
-        outcome = self._request("publickey", False, algorithm, key.blob)
-        if outcome != "would-do":
-            return outcome
-        private = key.load()
+        private = key.at_hand()  # then it signs at once: asking first whether it would do is one more round trip
+        if private is None:
+            outcome = self._request("publickey", False, algorithm, key.blob)
+            if outcome != "would-do":
+                return outcome
+            private = key.load()
         if private is None:
             self.tried[-1] += " (accepted, but not usable here)"
             self.keyring.notes.append(key.note)

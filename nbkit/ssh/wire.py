@@ -28,6 +28,7 @@ _TAG = 16
 _CHANNEL_DATA = 94
 _DATA_HEAD = 9  # number, channel, length
 _BLOCK = 16
+_PROMPT_READS = 64  # a connection's first: its login, and the start of a command
 
 
 class Wire(Packetizer):  # type: ignore[misc]  # paramiko is not typed
@@ -95,8 +96,16 @@ class Wire(Packetizer):  # type: ignore[misc]  # paramiko is not typed
         got = self._socket.recv_into(self._view[self._end : self._end + most])
         if not got:
             raise EOFError
+        if self.heard < _PROMPT_READS:
+            self._acknowledge()
         self.heard += 1
         self._end += got
+
+    def _acknowledge(self) -> None:
+        """Have what came acknowledged now: until a command runs, sshd holds its next packet back for up to 40 ms else."""
+        if hasattr(socket, "TCP_QUICKACK") and isinstance(self._socket, socket.socket):
+            with contextlib.suppress(OSError):  # it is no TCP connection, or is closed
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def read_all(self, n: int, check_rekey: bool = False) -> bytes:
         """`n` bytes; paramiko's own reading of packets comes through here."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import stat
 from typing import Any, Dict, List, NamedTuple, Optional, Set
 
@@ -136,7 +135,8 @@ class Plan:
         folder = self.base
         while not os.path.isdir(folder):
             folder = os.path.dirname(folder) or b"."
-        return shutil.disk_usage(folder).free
+        found = os.statvfs(folder)
+        return found.f_bavail * found.f_frsize
 
     def make_folders(self) -> None:
         """All that are announced; private until everything is in them."""
@@ -183,6 +183,8 @@ class Plan:
 
     def remove(self, names: List[bytes]) -> None:
         """Delete them."""
+        import shutil  # here, not above: it brings every archiver with it
+
         for name in names:
             path = self.path(name)
             if os.path.isdir(path) and not os.path.islink(path):

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import array
 import contextlib
 import hashlib
 import json
 import os
-import socket
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from nbkit.remote.there import frames as f
@@ -34,7 +30,7 @@ class Receiver:
         self._batch_bytes = 0
         self._folders: Set[bytes] = set()  # those to fsync
         self._done = self._total = 0
-        self._joined: List[socket.socket] = []  # of the commands that lent us their stdin
+        self._joined: List[Any] = []  # of the commands that lent us their stdin
         self._result: Dict[str, Any] = {"files": 0, "bytes": 0, "kept": 0, "same": 0, "links": 0, "deleted": [],
                                         "failed": [], "notes": [], "names": [], "sha256": ""}  # fmt: skip
 
@@ -91,6 +87,10 @@ class Receiver:
 
     def _widen(self) -> None:
         """Take more streams: other commands of this user lend us their stdin, through a socket in a private folder."""
+        import array  # here, not above: a program there that never needs it starts sooner
+        import socket
+        import tempfile
+
         with tempfile.TemporaryDirectory(prefix="nbkit-") as folder, socket.socket(socket.AF_UNIX) as listener:
             path = os.path.join(folder, "s")
             listener.bind(path)
@@ -201,8 +201,7 @@ class Receiver:
         if not batch:
             return
         try:
-            with ThreadPoolExecutor(_SYNC_THREADS) as pool:
-                list(pool.map(Part.sync, [part for part, _ in batch]))
+            _sync([part for part, _ in batch])
             for part, entry in batch:
                 part.finish()
                 self._folders.add(os.path.dirname(part.path) or b".")
@@ -228,3 +227,14 @@ class Receiver:
                     os.fsync(handle)
                 finally:
                     os.close(handle)
+
+
+def _sync(parts: List[Part]) -> None:
+    """Wait until they are on the disk."""
+    if len(parts) == 1:
+        parts[0].sync()
+        return
+    from concurrent.futures import ThreadPoolExecutor  # takes a while to import
+
+    with ThreadPoolExecutor(_SYNC_THREADS) as pool:
+        list(pool.map(Part.sync, parts))

@@ -6,13 +6,16 @@ import sys
 from typing import Any, Dict
 
 from nbkit.remote.there import frames as f
-from nbkit.remote.there.receive import Receiver
-from nbkit.remote.there.send import Sender
 
 
 def main(request: Dict[str, Any]) -> None:
-    """Send or receive over stdin and stdout, as `request` says."""
+    """Send or receive over stdin and stdout, as `request` says; only that half of the program is here."""
     _widen_pipes()
+    end: Any
+    if request["role"] == "send":
+        from nbkit.remote.there.send import Sender as end
+    else:
+        from nbkit.remote.there.receive import Receiver as end
     out = sys.stdout.buffer
 
     def write(data: f.Bytes) -> None:
@@ -22,7 +25,7 @@ def main(request: Dict[str, Any]) -> None:
     link = f.Frames(sys.stdin.buffer.readinto1, write)  # type: ignore[union-attr]  # it has it
     write(f.HELLO)
     try:
-        (Sender if request["role"] == "send" else Receiver)(link, request).run()
+        end(link, request).run()
     except f.StoppedError as error:
         link.fail(error)
     except (EOFError, BrokenPipeError):
