@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -96,6 +97,14 @@ class TestLogin:
             with connect("box", config=box.config, ask=None) as session:
                 assert ["publickey id_ed25519 (certificate)"] == session.methods
 
+    def test_a_key_that_needs_nobody_signs_at_once(self, tmp_path):
+        """One request lets us in: not asked before is whether anybody gets in, nor whether the key would do."""
+        need("sshd", "ssh-keygen")
+        with running(tmp_path / "box", "LogLevel DEBUG1") as box:
+            with connect("box", config=box.config, ask=None):
+                pass
+            assert ["publickey"] == re.findall(r"userauth-request for user .* method (\S+)", box.log)
+
     def test_a_refusal_names_keys_user_and_fix(self, box, tmp_path):
         """Which keys were tried, for whom, and what to paste; exit code 4."""
         stranger = keygen(tmp_path / "id_stranger")
@@ -117,11 +126,11 @@ def host_key():
 def visit(tmp_path, host_key):
     """Connects to a port of this machine whose host key is `host_key`."""
 
-    def go(port, ask=None, **more):
+    def go(port, ask=None, key="none", **more):
         known, config = tmp_path / "known", tmp_path / f"config{port}"
         known.write_text(f"[127.0.0.1]:{port} {host_key.get_name()} {host_key.get_base64()}\n")
         config.write_text(f"Host s\n  HostName 127.0.0.1\n  Port {port}\n  User ana\n  UserKnownHostsFile {known}\n"
-                          "  IdentityFile none\n  IdentityAgent none\n")  # fmt: skip
+                          f"  IdentityFile {key}\n  IdentityAgent none\n")  # fmt: skip
         config.chmod(0o600)
         return connect("s", config=config, ask=ask, **more)
 
@@ -129,6 +138,17 @@ def visit(tmp_path, host_key):
 
 
 class TestQuestions:
+    def test_a_server_that_asks_for_nothing(self, visit, host_key, tmp_path):
+        """One that takes no key, but anybody, lets us in with a key offered and without."""
+        open_house = Doorman()
+        open_house.check_auth_none = lambda username: paramiko.AUTH_SUCCESSFUL
+        with serving(host_key, open_house) as port:
+            with visit(port) as session:
+                assert ["none"] == session.methods
+            with visit(port, key=keygen(tmp_path / "id_stranger")) as session:
+                assert ["none"] == session.methods
+        assert ["key"] == open_house.seen
+
     def test_a_password(self, visit, host_key):
         """Asked for by the callback, unseen, and again when it was wrong."""
         doorman, answers = Doorman(), iter(["wrong", "open sesame"])

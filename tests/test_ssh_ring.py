@@ -25,6 +25,24 @@ class TestRing:
             assert len(rest) == ring.take(memoryview(rest))
             assert put == taken + rest
 
+    def test_lends_bytes_that_hold_until_they_are_dropped(self):
+        """What is lent stays as it is while more is put behind it, also where the memory grows meanwhile."""
+        chance = random.Random(20261130)
+        for _ in range(50):
+            ring, put, taken = Ring(), bytearray(), bytearray()
+            for _ in range(60):
+                lent = ring.peek(chance.choice([1, 40_000, 1_000_000]))
+                piece = chance.randbytes(chance.choice([1, 9_000, 70_000, 200_000]))
+                ring.put(memoryview(piece))
+                put += piece
+                taken += lent
+                ring.drop(len(lent))
+                assert len(put) - len(taken) == len(ring)
+            while lent := ring.peek(1_000_000):
+                taken += lent
+                ring.drop(len(lent))
+            assert put == taken
+
     def test_does_not_grow_where_it_is_emptied(self):
         """A reader that keeps up has everything pass through the same memory."""
         ring, into = Ring(), bytearray(65536)

@@ -23,7 +23,7 @@ from nbkit.remote.box import Box
 from nbkit.remote.there import frames
 from nbkit.remote.there.receive import Receiver
 from nbkit.remote.there.send import Sender
-from nbkit.ssh.process import Process
+from nbkit.ssh.process import ChannelProcess, Process
 from nbkit.ssh.text import plain
 
 Links = Literal["copy", "follow", "skip"]
@@ -248,7 +248,8 @@ def _link(box: Box, request: dict[str, Any]) -> Iterator[frames.Frames]:
         try:
             process.write(program.opening(source, request))
             _await_hello(process)
-            yield frames.Frames(process.readinto, process.write)
+            lender = process if isinstance(process, ChannelProcess) else None
+            yield frames.Frames(process.readinto, process.write, lender)
         except frames.StoppedError as error:
             place = f"{box.session.route.target}: " if error.theirs else ""
             message = f"{place}{plain(error.message)}"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Bytes = bytes | bytearray | memoryview
 STDERR_BYTES = 64 * 1024  # of what the command said last
+_AT_ONCE = 256 * 1024  # bytes of a long output to wake its reader for, an eighth of the window
 _SHOWN = 80  # characters of a command in an error
 
 
@@ -106,6 +107,7 @@ class ChannelProcess(Closing):
         self._kept = Ring()
         self._errors, self._errors_most = bytearray(), stderr_bytes
         self._state = threading.Condition()
+        self._enough = 1  # bytes for which the reader is woken
         self._discard = self._over = False
 
     @property
@@ -125,7 +127,8 @@ class ChannelProcess(Closing):
         with self._state:
             if not self._discard:
                 self._kept.put(view)
-                self._state.notify_all()
+                if len(self._kept) >= self._enough:
+                    self._state.notify_all()
                 return
         self.stream.consumed(len(view))
 
@@ -192,6 +195,26 @@ class ChannelProcess(Closing):
         elif len(into) and (broken := self._broken()):
             raise broken
         return taken
+
+    def lend(self, size: int) -> memoryview:
+        """The next bytes of output, up to `size`, which is known to come: where they lie, until `give_back`. b"" at its end.
+
+        Raises: UnreachableError when the link was lost before the end.
+        """
+        with self._state:
+            self._enough = min(size, _AT_ONCE)
+            self._state.wait_for(lambda: len(self._kept) >= self._enough or self._over)
+            self._enough = 1
+            lent = self._kept.peek(size)
+        if not lent and (broken := self._broken()):
+            raise broken
+        return lent
+
+    def give_back(self, size: int) -> None:
+        """The `size` bytes that were lent are used."""
+        with self._state:
+            self._kept.drop(size)
+        self.stream.consumed(size)
 
     def read(self, n: int, timeout_s: float | None = None) -> bytes:
         """See Process."""

@@ -36,10 +36,19 @@ class Ring:
         first = min(size, len(self._view) - self._at)
         into[:first] = self._view[self._at : self._at + first]
         into[first:size] = self._view[: size - first]
+        self.drop(size)
+        return size
+
+    def peek(self, most: int) -> memoryview:
+        """The oldest bytes where they lie, `most` at most and maybe fewer than there are; they hold until `drop`."""
+        return self._view[self._at : min(self._at + min(most, self._size), len(self._view))]
+
+    def drop(self, size: int) -> None:
+        """Be done with the `size` oldest bytes."""
+        size = min(size, self._size)
         if size:
             self._at = (self._at + size) % len(self._view)
             self._size -= size
-        return size
 
     def clear(self) -> int:
         """Forget everything; how many bytes that were."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
-from typing import Any, Callable, List, Sequence, Tuple, Union
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple, Union
 
 Bytes = Union[bytes, bytearray, memoryview]
 HELLO = b"\nnbkit-transfer-1\n"  # the box's first words; whatever a login shell prints stands before them
@@ -15,6 +15,7 @@ BLOCK = 1 << 20  # bytes that have a sha256 of their own: what a resumed transfe
 _HEAD = struct.Struct(">cI")
 _LARGEST = 4 << 20
 _BUFFER = 1 << 18
+_SHORT = 1 << 12
 _STRIPE = 1 << 17
 
 TREE, TREE_END = b"T", b"G"  # the sender: what there is
@@ -59,15 +60,25 @@ def amount(count: int) -> str:
 
 
 class Frames:
-    """Frames over two functions: `read` puts some bytes into a view (0 at the end), `write` takes all it is given."""
+    """Frames over two functions: `read` puts some bytes into a view (0 at the end), `write` takes all it is given.
 
-    def __init__(self, read: Callable[[memoryview], int], write: Callable[[Bytes], Any]) -> None:
-        self.read, self.write = read, write
+    `lender`, where there is one, has what `read` reads, too: it lends bytes where they lie (`ssh/process.py`).
+    """
+
+    def __init__(self, read: Callable[[memoryview], int], write: Callable[[Bytes], Any], lender: Any = None) -> None:
+        self.read, self.write, self.lender = read, write, lender
+        self.refer: Optional[Callable[[int, int, memoryview], Any]] = None  # sends bytes of a file, see `put`
         self._in, self._at, self._end = memoryview(bytearray(_BUFFER)), 0, 0
+        self._ahead = _BUFFER  # to read, where a head is wanted: little behind a long body, for another may follow
+        self._piece = memoryview(bytearray(BLOCK))
         self._out = bytearray()
 
-    def put(self, kind: bytes, body: Bytes = b"") -> None:
-        """Send a frame; a small one waits in a buffer until `flush`."""
+    def put(self, kind: bytes, body: Bytes = b"", source: Optional[Tuple[int, int]] = None) -> None:
+        """Send a frame; a small one waits in a buffer until `flush`.
+
+        Args:
+            source: An open file and the offset where `body` was read from it: what is sent may be taken from there again.
+        """
         self._out += _HEAD.pack(kind, len(body))
         if len(body) < _BUFFER // 4:
             self._out += body
@@ -75,7 +86,10 @@ class Frames:
                 self.flush()
         else:
             self.flush()
-            self.write(body)
+            if source and self.refer:
+                self.refer(source[0], source[1], memoryview(body))
+            else:
+                self.write(body)
 
     def put_json(self, kind: bytes, value: Any) -> None:
         """Send a frame whose body is JSON."""
@@ -123,7 +137,8 @@ class Frames:
         """Read exactly as much as `view` holds."""
         while view:
             if self._at == self._end and len(view) < _BUFFER:
-                self._at, self._end = 0, self.read(self._in)
+                self._at, self._end = 0, self.read(self._in[: max(self._ahead, len(view))])
+                self._ahead = _BUFFER
                 if not self._end:
                     raise EOFError
             if self._at < self._end:
@@ -135,6 +150,25 @@ class Frames:
                 if not size:
                     raise EOFError
             view = view[size:]
+
+    def pieces(self, size: int) -> Iterator[memoryview]:
+        """The body of the frame whose head was read, in pieces, each of which holds until the next."""
+        while size:
+            if self._at == self._end and self.lender:
+                piece = self.lender.lend(size)
+                if not piece:
+                    raise EOFError
+                try:
+                    yield piece
+                finally:
+                    self.lender.give_back(len(piece))
+            else:
+                piece = self._piece[: min(size, self._end - self._at) if self.lender else size]
+                self.fill(piece)
+                yield piece
+            size -= len(piece)
+            if len(piece) > _SHORT:
+                self._ahead = _SHORT
 
     def fail(self, error: StoppedError) -> None:
         """Tell the other side that it is over."""

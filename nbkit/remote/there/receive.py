@@ -25,7 +25,6 @@ class Receiver:
 
     def __init__(self, link: f.Frames, request: Dict[str, Any], progress: Optional[Progress] = None) -> None:
         self._link, self._request, self._progress = link, dict(request), progress
-        self._block = memoryview(bytearray(f.BLOCK))
         self._batch: List[Tuple[Part, Entry]] = []
         self._batch_bytes = 0
         self._folders: Set[bytes] = set()  # those to fsync
@@ -108,7 +107,7 @@ class Receiver:
                 self._joined.append(peer)  # the other command lives until this is closed
             self._link.put(f.WIDEN)
             self._link.flush()
-            self._link.read = f.StripedReader([reads[number] for number in sorted(reads)]).read
+            self._link.read, self._link.lender = f.StripedReader([reads[number] for number in sorted(reads)]).read, None
 
     # -- one file
 
@@ -153,12 +152,11 @@ class Receiver:
         while True:
             kind, size = self._link.head()
             if kind == f.DATA and size <= f.BLOCK and at + size <= want.entry.size:
-                view = self._block[:size]
-                self._link.fill(view)
-                whole.update(view)
-                if part:
-                    part.write(view, at)
-                at += size
+                for view in self._link.pieces(size):
+                    whole.update(view)
+                    if part:
+                        part.write(view, at)
+                    at += len(view)
             elif kind == f.KEPT:
                 at = self._keep(part, want, at, json.loads(self._link.body(size).decode()), whole)
             elif kind == f.WIDEN:

@@ -7,7 +7,7 @@ import json
 import os
 import queue
 import threading
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from nbkit.remote.there import frames as f
 from nbkit.remote.there.delta import Rows, Window, pieces
@@ -125,8 +125,8 @@ class Sender:
             if not view:
                 return b""
             whole.update(view)
+            self._data(view, entry, (file.fileno(), size))
             size += len(view)
-            self._data(view, entry)
         return whole.digest()
 
     def _against(self, file: Any, entry: Entry, old: Rows) -> bytes:
@@ -141,8 +141,8 @@ class Sender:
                 self._data(piece, entry)
         return window.whole.digest() if size == entry.size else b""
 
-    def _data(self, view: f.Bytes, entry: Entry) -> None:
-        self._link.put(f.DATA, view)
+    def _data(self, view: f.Bytes, entry: Entry, source: Optional[Tuple[int, int]] = None) -> None:
+        self._link.put(f.DATA, view, source)
         self._sent += len(view)
         self._moved(len(view), entry)
 

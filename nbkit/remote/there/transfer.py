@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import Any, Dict
+from typing import Any, Callable, Dict
 
 from nbkit.remote.there import frames as f
 
@@ -11,11 +12,11 @@ from nbkit.remote.there import frames as f
 def main(request: Dict[str, Any]) -> None:
     """Send or receive over stdin and stdout, as `request` says; only that half of the program is here."""
     _widen_pipes()
-    end: Any
+    ends: Any
     if request["role"] == "send":
-        from nbkit.remote.there.send import Sender as end
+        from nbkit.remote.there import send as ends
     else:
-        from nbkit.remote.there.receive import Receiver as end
+        from nbkit.remote.there import receive as ends
     out = sys.stdout.buffer
 
     def write(data: f.Bytes) -> None:
@@ -23,13 +24,39 @@ def main(request: Dict[str, Any]) -> None:
         out.flush()
 
     link = f.Frames(sys.stdin.buffer.readinto1, write)  # type: ignore[union-attr]  # it has it
+    link.refer = _Spliced(write)
     write(f.HELLO)
     try:
-        end(link, request).run()
+        (ends.Sender if request["role"] == "send" else ends.Receiver)(link, request).run()
     except f.StoppedError as error:
         link.fail(error)
     except (EOFError, BrokenPipeError):
         sys.exit(1)  # the other side is gone: what has come is kept
+
+
+class _Spliced:
+    """Puts a file's bytes on stdout without copying them, where the system can: the pages that it keeps of the file.
+
+    They go over as they are then, not as they were when they were read: a file that changes meanwhile has another
+    sha256 at the other end, which refuses it.
+    """
+
+    def __init__(self, write: Callable[[f.Bytes], None]) -> None:
+        self._write, self._can = write, True
+
+    def __call__(self, file: int, at: int, read: memoryview) -> None:
+        sent = 0
+        try:
+            while self._can and sent < len(read):
+                more = os.sendfile(sys.stdout.fileno(), file, at + sent, len(read) - sent)
+                if not more:
+                    break  # it became shorter
+                sent += more
+        except BrokenPipeError:
+            raise
+        except (OSError, AttributeError):
+            self._can = False  # not from this file system, or not into what stdout is
+        self._write(read[sent:])
 
 
 def _widen_pipes() -> None:
