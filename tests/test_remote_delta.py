@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import random
 import time
 
@@ -16,6 +17,12 @@ OLD = random.Random(3).randbytes(5 * MIB + 777)
 NEW = random.Random(4).randbytes(3 * MIB)
 
 
+def told(path: bytes, moves: bool, most: int) -> delta.Rows:
+    """What the end with the older version tells, as the other end has it: a MiB's rows at a time."""
+    basis = delta.basis_of(path, moves, most)
+    return delta.Rows(basis, delta.tell(path, basis).__next__)
+
+
 def between(tmp_path, old: bytes, new: bytes, *, moves: bool = True) -> int:
     """Bytes that go over for `new` where `old` is; what comes together is checked, and its sha256."""
     (tmp_path / "old").write_bytes(old)
@@ -27,7 +34,7 @@ def between(tmp_path, old: bytes, new: bytes, *, moves: bool = True) -> int:
         at += len(piece)
         return piece
 
-    rows = delta.tell(bytes(tmp_path / "old"), moves, len(new))
+    rows = told(bytes(tmp_path / "old"), moves, len(new))
     window, made, sent = delta.Window(read, len(new)), bytearray(), 0
     for piece in delta.pieces(window, rows):
         if isinstance(piece, tuple):
@@ -123,7 +130,7 @@ class TestMoves:
         window = delta.Window(read, len(new))
         window.bytes = Counted()
         start = time.monotonic()
-        for _ in delta.pieces(window, delta.tell(bytes(tmp_path / "old"), True, len(new))):
+        for _ in delta.pieces(window, told(bytes(tmp_path / "old"), True, len(new))):
             pass
         assert sum(looked) < 50 * len(new)
         assert time.monotonic() - start < 60
@@ -139,4 +146,19 @@ class TestPart:
 
     def test_unreadable_is_nothing(self, tmp_path):
         """A basis that is gone is no basis."""
-        assert delta.NOTHING == delta.tell(bytes(tmp_path / "absent"), True, 5)
+        assert delta.NOTHING == delta.basis_of(bytes(tmp_path / "absent"), True, 5)
+
+    def test_what_shrinks_while_it_is_told_is_like_nothing(self, tmp_path):
+        """Blocks that can no longer be read have their rows, and count for nothing."""
+        path = tmp_path / "old"
+        path.write_bytes(OLD)
+        basis = delta.basis_of(bytes(path), True, len(OLD))
+        for size in (0, FINE + 5, 2 * MIB + 5):
+            path.write_bytes(OLD[:size])
+            rows = delta.Rows(basis, delta.tell(bytes(path), basis).__next__)
+            window = delta.Window(io.BytesIO(OLD).read, len(OLD))
+            kept = sum(piece[1] for piece in delta.pieces(window, rows) if isinstance(piece, tuple))
+            rows.drain()
+            assert size // FINE * FINE == kept
+        path.unlink()
+        assert -(-len(OLD) // FINE) * delta.ROW == sum(map(len, delta.tell(bytes(path), basis)))

@@ -206,7 +206,7 @@ def _send(box: Box, request: dict[str, Any], progress: Callable[[Progress], None
                 started = list(pool.map(lambda number: _helper(box, path, number), range(1, count + 1)))
             return [helpers.enter_context(process).write for process in started]
 
-        far = box.session.round_trip() > _LONG_S
+        far = box.session.rtt_s > _LONG_S
         done = Sender(link, request, _paced(progress, start), widen if far else None).run()
     return _transferred(done, start)
 
@@ -247,9 +247,16 @@ def _link(box: Box, request: dict[str, Any]) -> Iterator[frames.Frames]:
     with box.session.start(_line(box)) as process:
         try:
             process.write(program.opening(source, request))
-            _await_hello(process)
             lender = process if isinstance(process, ChannelProcess) else None
-            yield frames.Frames(process.readinto, process.write, lender)
+            link = frames.Frames(process.readinto, process.write, lender)
+
+            def first(view: memoryview) -> int:
+                _await_hello(process)
+                link.read = process.readinto
+                return process.readinto(view)
+
+            link.read = first  # what is to be sent first does not wait for it
+            yield link
         except frames.StoppedError as error:
             place = f"{box.session.route.target}: " if error.theirs else ""
             message = f"{place}{plain(error.message)}"

@@ -247,6 +247,14 @@ class Session(Closing):
         self.engine  # noqa: B018 - raises when the session is over
         return [engine.round_trip(timeout_s) for engine in self._engines[:-1]] + [self.round_trip(timeout_s)]
 
+    @property
+    def rtt_s(self) -> float:
+        """Seconds of the shortest round trip to the host so far: asked for only where none is known yet.
+
+        Raises: UnreachableError.
+        """
+        return self.engine.pings.rtt_s or self.round_trip()
+
     def round_trip(self, timeout_s: float = 10.0) -> float:
         """Seconds for a request to the host and its answer.
 

@@ -7,12 +7,14 @@ was inserted or taken out moves all that comes after it. A block counts as there
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from typing import Any, Callable, Iterator, List, NamedTuple, Tuple, Union
 
 from nbkit.remote.there.frames import BLOCK
 
+_AT_ONCE = 256 << 10  # bytes to read
 FINEST = 16 << 10  # bytes of the smallest block of an older version
 _MOST_ROWS = 8192  # until blocks are of 1 MiB: 400 kB to tell
 ANCHOR = 16  # first bytes of a block, by which it is looked for
@@ -22,33 +24,54 @@ _PATIENCE = 8  # misses in a row after which only some blocks are looked for: se
 Kept = Tuple[int, int]  # from which offset of the older version, and how many bytes
 
 
-class Rows(NamedTuple):
-    """What is told of an older version, or of a part.
+class Basis(NamedTuple):
+    """An older version, or a part.
 
     Attributes:
         block: Bytes of a block.
         size: Of the whole.
-        rows: ROW bytes a block.
         moves: Whether its blocks may stand elsewhere: not those of a part, which is written where it lies.
     """
 
     block: int
     size: int
-    rows: bytes
     moves: bool
-
-    def sha256(self, number: int) -> bytes:
-        return self.rows[ROW * number : ROW * number + 32]
-
-    def anchor(self, number: int) -> bytes:
-        return self.rows[ROW * number + 32 : ROW * (number + 1)]
 
     def span(self, number: int) -> int:
         """Bytes of the block; 0 behind the last."""
         return max(0, min(self.block, self.size - number * self.block))
 
 
-NOTHING = Rows(BLOCK, 0, b"", moves=False)
+NOTHING = Basis(BLOCK, 0, moves=False)
+
+
+class Rows:
+    """What is told of a basis, ROW bytes a block; more is asked for when it is looked at.
+
+    Args:
+        more: Waits for the next rows, some of them at least.
+    """
+
+    def __init__(self, basis: Basis, more: Callable[[], bytes]) -> None:
+        self.block, self.size, self.moves = self.basis = basis
+        self.span = basis.span
+        self._rows, self._more = bytearray(), more
+
+    def sha256(self, number: int) -> bytes:
+        self._have(number + 1)
+        return bytes(self._rows[ROW * number : ROW * number + 32])
+
+    def anchor(self, number: int) -> bytes:
+        self._have(number + 1)
+        return bytes(self._rows[ROW * number + 32 : ROW * (number + 1)])
+
+    def drain(self) -> None:
+        """Wait for what nobody looked at."""
+        self._have(-(-self.size // self.block))
+
+    def _have(self, count: int) -> None:
+        while len(self._rows) < count * ROW:
+            self._rows += self._more()
 
 
 def block_of(size: int) -> int:
@@ -59,20 +82,48 @@ def block_of(size: int) -> int:
     return block
 
 
-def tell(path: bytes, moves: bool, most: int) -> Rows:
-    """Rows of a file here: all of it where its blocks may have moved, else no more than `most` bytes."""
-    rows: List[bytes] = []
+def basis_of(path: bytes, moves: bool, most: int) -> Basis:
+    """A file here: all of it where its blocks may have moved, else no more than `most` bytes."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            size = size if moves else min(size, most)
-            block = block_of(size) if moves else BLOCK
-            for at in range(0, size, block):
-                content = file.read(min(block, size - at))
-                rows += [hashlib.sha256(content).digest(), content[:ANCHOR].ljust(ANCHOR, b"\0")]
     except OSError:
         return NOTHING
-    return Rows(block, size, b"".join(rows), moves)
+    size = size if moves else min(size, most)
+    return Basis(block_of(size) if moves else BLOCK, size, moves)
+
+
+def tell(path: bytes, basis: Basis) -> Iterator[bytes]:
+    """All its rows, those of a MiB at a time; what can no longer be read has rows that are like no block's."""
+    with contextlib.ExitStack() as stack:
+        file: Any = None
+        with contextlib.suppress(OSError):
+            file = stack.enter_context(open(path, "rb", buffering=0))
+        view = memoryview(bytearray(BLOCK))
+        for start in range(0, basis.size, BLOCK):
+            wanted = min(BLOCK, basis.size - start)
+            got = _read(file, view[:wanted])
+            rows: List[bytes] = []
+            for at in range(0, wanted, basis.block):
+                content = view[at : min(at + basis.block, got)]
+                there = len(content) == min(basis.block, wanted - at)
+                rows += [hashlib.sha256(content).digest() if there else b"\0" * 32, _anchor(content)]
+            yield b"".join(rows)
+
+
+def _anchor(content: memoryview) -> bytes:
+    return bytes(content[:ANCHOR]).ljust(ANCHOR, b"\0")
+
+
+def _read(file: Any, view: memoryview) -> int:
+    size = 0
+    with contextlib.suppress(OSError):
+        while file and size < len(view):
+            more = file.readinto(view[size:])
+            if not more:
+                break
+            size += more
+    return size
 
 
 class Window:
@@ -90,7 +141,7 @@ class Window:
     def fill(self, size: int) -> None:
         """Have `size` bytes, or all that are left."""
         while len(self.bytes) < size and self.left:
-            more = self._read(min(self.left, max(size - len(self.bytes), FINEST)))
+            more = self._read(min(self.left, max(size - len(self.bytes), _AT_ONCE)))
             if not more:
                 self.left = 0
             self.left -= len(more)
@@ -98,10 +149,16 @@ class Window:
 
     def take(self, size: int) -> bytes:
         """The next bytes, which are gone then."""
-        taken = bytes(self.bytes[:size])
-        self.whole.update(taken)
-        del self.bytes[:size]
+        with memoryview(self.bytes) as view:
+            taken = bytes(view[:size])
+        self.skip(size)
         return taken
+
+    def skip(self, size: int) -> None:
+        """Be done with the next bytes."""
+        with memoryview(self.bytes) as view, view[:size] as gone:
+            self.whole.update(gone)
+        del self.bytes[:size]
 
 
 def pieces(window: Window, old: Rows) -> Iterator[Union[Kept, bytes]]:
@@ -115,13 +172,16 @@ def pieces(window: Window, old: Rows) -> Iterator[Union[Kept, bytes]]:
         if not window.bytes:
             break
         if span and _is(window, 0, old, number):
-            window.take(span)
+            window.skip(span)
             start = number * old.block
             if sum(kept) != start and kept[1]:
                 yield kept
                 kept = (start, 0)
             kept = (kept[0] if kept[1] else start, kept[1] + span)
             number, missed, last = number + 1, 0, number + 1
+            if kept[1] >= BLOCK:  # said early: the other end copies it meanwhile
+                yield kept
+                kept = (0, 0)
             continue
         if kept[1]:
             yield kept
@@ -140,10 +200,8 @@ def pieces(window: Window, old: Rows) -> Iterator[Union[Kept, bytes]]:
 
 def _is(window: Window, at: int, old: Rows, number: int) -> bool:
     span = old.span(number)
-    content = memoryview(window.bytes)[at : at + span]
-    same = len(content) == span > 0 and hashlib.sha256(content).digest() == old.sha256(number)
-    content.release()
-    return same
+    with memoryview(window.bytes) as view, view[at : at + span] as content:
+        return len(content) == span > 0 and hashlib.sha256(content).digest() == old.sha256(number)
 
 
 def _found(window: Window, old: Rows, number: int, last: int, missed: int) -> Tuple[int, int]:
@@ -152,7 +210,7 @@ def _found(window: Window, old: Rows, number: int, last: int, missed: int) -> Tu
     Those that should be next are looked for near by. After some misses, only the one after the last that was there, for
     what was inserted may be long, and a few far behind it, for what was replaced may be long too.
     """
-    if not old.moves or not old.rows:
+    if not old.moves or not old.size:
         return -1, number + 1
     ahead = max(8, _NEAR // old.block)
     if missed < _PATIENCE:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
+import threading
 from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple, Union
 
 Bytes = Union[bytes, bytearray, memoryview]
@@ -72,6 +73,7 @@ class Frames:
         self._ahead = _BUFFER  # to read, where a head is wanted: little behind a long body, for another may follow
         self._piece = memoryview(bytearray(BLOCK))
         self._out = bytearray()
+        self._lock = threading.RLock()  # frames are put by two threads
 
     def put(self, kind: bytes, body: Bytes = b"", source: Optional[Tuple[int, int]] = None) -> None:
         """Send a frame; a small one waits in a buffer until `flush`.
@@ -79,12 +81,13 @@ class Frames:
         Args:
             source: An open file and the offset where `body` was read from it: what is sent may be taken from there again.
         """
-        self._out += _HEAD.pack(kind, len(body))
-        if len(body) < _BUFFER // 4:
-            self._out += body
-            if len(self._out) >= _BUFFER:
-                self.flush()
-        else:
+        with self._lock:
+            self._out += _HEAD.pack(kind, len(body))
+            if len(body) < _BUFFER // 4:
+                self._out += body
+                if len(self._out) >= _BUFFER:
+                    self.flush()
+                return
             self.flush()
             if source and self.refer:
                 self.refer(source[0], source[1], memoryview(body))
@@ -97,9 +100,10 @@ class Frames:
 
     def flush(self) -> None:
         """Send what waits."""
-        if self._out:
-            out, self._out = self._out, bytearray()
-            self.write(out)
+        with self._lock:
+            if self._out:
+                out, self._out = self._out, bytearray()
+                self.write(out)
 
     def head(self) -> Tuple[bytes, int]:
         """Kind and length of the next frame; its body is read next, with `fill`.

@@ -6,10 +6,11 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from nbkit.remote.there import frames as f
-from nbkit.remote.there.delta import NOTHING, tell
+from nbkit.remote.there.delta import NOTHING, basis_of, tell
 from nbkit.remote.there.place import FATAL, Part, check, explained
 from nbkit.remote.there.plan import Plan, Want
 from nbkit.remote.there.tree import Entry
@@ -29,6 +30,7 @@ class Receiver:
         self._batch_bytes = 0
         self._folders: Set[bytes] = set()  # those to fsync
         self._done = self._total = 0
+        self._over = False
         self._joined: List[Any] = []  # of the commands that lent us their stdin
         self._result: Dict[str, Any] = {"files": 0, "bytes": 0, "kept": 0, "same": 0, "links": 0, "deleted": [],
                                         "failed": [], "notes": [], "names": [], "sha256": ""}  # fmt: skip
@@ -45,18 +47,25 @@ class Receiver:
         extra = plan.extra() if self._request["delete"] else []
         self._total = sum(want.entry.size for want in wants)
         self._result["same"] = plan.same
-        self._link.put_json(f.PLAN_END, {"files": len(wants), "bytes": self._total})
+        there = sum(want.entry.size for want in wants if want.basis)
+        self._link.put_json(f.PLAN_END, {"files": len(wants), "bytes": self._total, "there": there})
         if self._request["dry_run"]:
             self._result["names"] = [f.text(want.entry.name) for want in wants]
             self._result["deleted"] = [f.text(name) for name in extra]
         else:
             plan.make_folders()
-            self._ask(wants)
+            if there:
+                threading.Thread(
+                    target=self._ask_meanwhile, args=[wants], name="nbkit-transfer-asks", daemon=True
+                ).start()
+            else:
+                self._ask(wants)
             try:
                 for want in wants:
                     self._file(want)
                 self._link.take(f.ALL_SENT)
             finally:
+                self._over = True
                 self._flush()
             self._finish(extra)
         self._link.put_json(f.DONE, self._result)
@@ -78,11 +87,22 @@ class Receiver:
     def _ask(self, wants: List[Want]) -> None:
         """Say which files are wanted, and which blocks of them are here already."""
         for want in wants:
-            old = tell(want.basis, want.basis == want.path, want.entry.size) if want.basis else NOTHING
-            self._link.put_json(f.PLAN, [want.number, old.block, old.size, old.moves, len(old.rows)])
-            for at in range(0, len(old.rows), f.BLOCK):
-                self._link.put(f.HASHES, old.rows[at : at + f.BLOCK])
+            old = basis_of(want.basis, want.basis == want.path, want.entry.size) if want.basis else NOTHING
+            self._link.put_json(f.PLAN, [want.number, *old])
+            for rows in tell(want.basis, old) if old.size else ():
+                self._link.put(f.HASHES, rows)
+                self._link.flush()
+                if self._over:
+                    return
         self._link.flush()
+
+    def _ask_meanwhile(self, wants: List[Want]) -> None:
+        """The same in a thread, while what is told first comes already. When it breaks off, the sender ends the transfer."""
+        try:
+            self._ask(wants)
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                self._link.fail(f.StoppedError(f"what is there already cannot be told ({error})", "run it again"))
 
     def _widen(self) -> None:
         """Take more streams: other commands of this user lend us their stdin, through a socket in a private folder."""

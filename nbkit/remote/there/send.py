@@ -10,7 +10,7 @@ import threading
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from nbkit.remote.there import frames as f
-from nbkit.remote.there.delta import Rows, Window, pieces
+from nbkit.remote.there.delta import ROW, Basis, Rows, Window, pieces
 from nbkit.remote.there.tree import Entry, scan
 
 _AT_ONCE = 500  # entries in a frame
@@ -39,7 +39,7 @@ class Sender:
         self._replies: Dict[bytes, queue.Queue[Optional[bytes]]] = {kind: queue.Queue() for kind in kinds}
         self._ended: Optional[BaseException] = None
         self._block = memoryview(bytearray(f.BLOCK))
-        self._done = self._total = self._sent = 0
+        self._done = self._total = self._there = self._sent = 0
 
     def run(self) -> Dict[str, Any]:
         """Send everything; what the receiver says at the end, and `sent`, the bytes that went over.
@@ -59,7 +59,7 @@ class Sender:
             self._link.flush()
             files = [entry for entry in tree.entries if entry.kind == "file"]
             summary = json.loads(self._reply(f.PLAN_END).decode())
-            self._total = summary["bytes"]
+            self._total, self._there = summary["bytes"], summary["there"]
             if not self._request["dry_run"]:
                 self._all(files, tree.paths, summary["files"])
             done: Dict[str, Any] = json.loads(self._reply(f.DONE).decode())
@@ -74,24 +74,31 @@ class Sender:
         return done
 
     def _all(self, files: List[Entry], paths: Dict[bytes, bytes], count: int) -> None:
-        if self._widen and self._total >= 8 * f.BLOCK:
-            self._more_streams()
+        self._widen_for(self._total - self._there)
         for _ in range(count):
-            index, block, size, moves, expected = json.loads(self._reply(f.PLAN).decode())
-            rows = b""
-            while len(rows) < expected:
-                rows += self._reply(f.HASHES)
-            if expected and not 0 < block <= f.BLOCK:
+            index, block, size, moves = json.loads(self._reply(f.PLAN).decode())
+            if not (0 < block <= f.BLOCK and size >= 0):
                 raise f.StoppedError("the other side has blocks of another size", f.VERSIONS)
-            self._file(files[index], paths[files[index].name], Rows(block, size, rows, bool(moves)))
+            old = Rows(Basis(block, size, bool(moves)), self._rows)
+            self._file(files[index], paths[files[index].name], old)
+            old.drain()
         self._link.put(f.ALL_SENT)
         self._link.flush()
 
-    def _more_streams(self) -> None:
-        assert self._widen is not None
+    def _rows(self) -> bytes:
+        rows = self._reply(f.HASHES)
+        if not rows or len(rows) % ROW:
+            raise f.StoppedError("the other side tells of no blocks", f.VERSIONS)
+        return rows
+
+    def _widen_for(self, size: int) -> None:
+        """Have more streams, where so much is still to go over that they are worth the round trips which they cost."""
+        if not self._widen or size < 8 * f.BLOCK:
+            return
+        widen, self._widen = self._widen, None
         self._link.put(f.WIDEN)
         self._link.flush()
-        writes = self._widen(self._reply(f.WIDEN).decode(), self._total)
+        writes = widen(self._reply(f.WIDEN).decode(), size)
         self._link.put_json(f.WIDEN, len(writes))
         self._link.flush()
         self._reply(f.WIDEN)
@@ -115,7 +122,7 @@ class Sender:
         grows = self._request.get("growing", False) and entry.name.endswith(GROWING)
         if not _same(file, entry, grows):
             return b""
-        whole = self._against(file, entry, old) if old.rows else self._all_of(file, entry)
+        whole = self._against(file, entry, old) if old.size else self._all_of(file, entry)
         return whole if _same(file, entry, grows) else b""
 
     def _all_of(self, file: Any, entry: Entry) -> bytes:
@@ -134,6 +141,7 @@ class Sender:
         for piece in pieces(window, old):
             if isinstance(piece, tuple):
                 self._link.put_json(f.KEPT, piece)
+                self._link.flush()  # the other side reads it once more meanwhile
                 size += piece[1]
                 self._moved(piece[1], entry)
             else:
@@ -144,6 +152,8 @@ class Sender:
     def _data(self, view: f.Bytes, entry: Entry, source: Optional[Tuple[int, int]] = None) -> None:
         self._link.put(f.DATA, view, source)
         self._sent += len(view)
+        if self._widen and self._sent >= 8 * f.BLOCK:
+            self._widen_for(self._total - self._done - len(view))
         self._moved(len(view), entry)
 
     def _moved(self, size: int, entry: Entry) -> None:

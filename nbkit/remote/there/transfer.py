@@ -23,7 +23,16 @@ def main(request: Dict[str, Any]) -> None:
         out.write(data)
         out.flush()
 
-    link = f.Frames(sys.stdin.buffer.readinto1, write)  # type: ignore[union-attr]  # it has it
+    given: Any = sys.stdin.buffer
+
+    def first(view: memoryview) -> int:
+        """What came with the program, which `readinto1` would not give before more comes."""
+        data = given.read1(len(view))
+        view[: len(data)] = data
+        link.read = given.raw.readinto
+        return len(data)
+
+    link = f.Frames(first, write)
     link.refer = _Spliced(write)
     write(f.HELLO)
     try:
