@@ -57,6 +57,15 @@ def test_a_typing_error_is_answered_with_the_verb_that_was_meant():
     assert "Did you mean 'tunnel'?" in result.output
 
 
+def test_help_lists_each_verb_with_its_sentence():
+    """Nothing is cut off."""
+    for words in ([], ["kernel"]):
+        shown = invoke(*words, "--help").output
+        assert "..." not in shown.partition("Commands:")[2]
+    assert "Missing argument 'SRC...'" in invoke("push", "gpu-box:").output
+    assert "Missing argument 'HOST:DST'" in invoke("push", "data").output
+
+
 def test_json_speaks_json_of_a_usage_error_too():
     """A script that reads stdout learns why there is nothing to read, and what tells more."""
     words = [sys.executable, "-m", "nbkit.cli"]

@@ -54,8 +54,39 @@ def test_doctor_of_a_host_that_is_off(run):
 def test_hosts_as_a_table_and_as_json(run):
     """Each host's GPUs stand beside whether it answers."""
     assert "free memory" in run("hosts").output
-    assert json.loads(run("hosts", "--json").stdout)[0]["answers"].startswith("yes, ")
+    (told,) = json.loads(run("hosts", "--json").stdout)
+    assert ("box", "127.0.0.1", [], True, None) == tuple(
+        told[key] for key in ("host", "hostname", "through", "answers", "error")
+    )
+    assert told["round_trip_ms"] > 0
+    assert isinstance(told["gpus"], list)
+    (told,) = json.loads(run("hosts", "--no-try", "--json").stdout)
+    assert (None, None, None) == (told["answers"], told["round_trip_ms"], told["gpus"])
     assert "answers" not in run("hosts", "--no-try").output
+
+
+def test_a_hint_names_the_host(run):
+    """A line to paste holds the name that was typed, also where the box made the sentence."""
+    assert "Fix:  nbkit runs --on box\n" in run("logs", "none", "--on", "box").stderr
+
+
+def test_a_configuration_that_is_not_there(tmp_path):
+    """A mistyped -F is a usage error, not a machine without hosts; a hint of two lines stays beside the path."""
+    found = CliRunner().invoke(main, ["hosts", "-F", str(tmp_path / "none")])
+    assert (2, "") == (found.exit_code, found.stdout)
+    assert "there is no file" in found.stderr
+    assert 0 == CliRunner().invoke(main, ["hosts", "-F", "none"]).exit_code
+
+
+def test_a_fix_of_two_lines_stays_beside_the_path(server, tmp_path):
+    """Each line of the drawing begins in its gutter."""
+    config = tmp_path / "config"
+    config.write_text(server.config.read_text().replace(str(server.known_hosts), str(tmp_path / "nobody")))
+    shown = CliRunner().invoke(main, ["doctor", "box", "-F", str(config)])
+    assert 4 == shown.exit_code
+    assert "nbkit trust box SHA256:" in shown.stdout
+    assert {" "} == {line[0] for line in shown.stdout.splitlines()[1:]}
+    assert all(line.startswith(("  │", "  ●", "  ✗", "  ○")) for line in shown.stdout.splitlines()[1:])
 
 
 def test_setup_uses_a_python_that_is_there(run):

@@ -165,12 +165,23 @@ class TestHosts:
         config = server.write_config(path=tmp_path / "config")
         with config.open("a") as file:
             file.write(f"Host off\n  HostName 127.0.0.1\n  Port {sshd.free_port()}\nHost *.example\n  User x\n")
-        rows = {row["host"]: row for row in hosts.table(config=str(config)).as_dicts()}
+        found = hosts.hosts(config=str(config))
+        rows = {row["host"]: row for row in hosts.table(found).as_dicts()}
         assert {"box", "off"} == rows.keys()
         assert rows["box"]["answers"].startswith("yes, ")
         assert trace.gpus(probe()) == rows["box"]["GPUs"]
         assert "Connection refused" in rows["off"]["answers"]
-        assert "answers" not in hosts.table(config=str(config), look=False).columns
+        told = {one.name: one.as_dict() for one in found}
+        assert (False, 3) == (told["off"]["answers"], told["off"]["error"]["exit_code"])
+        asked_nobody = hosts.hosts(config=str(config), look=False)
+        assert "answers" not in hosts.table(asked_nobody, look=False).columns
+
+    def test_a_broken_configuration_keeps_its_row(self, tmp_path):
+        """What ssh says of it stands where the answer would."""
+        (tmp_path / "config").write_text("Host bad\n  Port abc\n")
+        (found,) = hosts.hosts(config=str(tmp_path / "config"))
+        assert "Bad port" in str(hosts.table([found]))
+        assert (None, False) == (found.as_dict()["port"], found.as_dict()["answers"])
 
     def test_free_memory_of_several_cards(self):
         """Cards of one kind are counted, their free memory stands card by card."""

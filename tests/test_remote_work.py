@@ -282,6 +282,7 @@ class TestBadInput:
         ("name", "more", "message"),
         [
             ("no.py", {}, "There is no file"),
+            ("..", {}, "is a folder, not a file to run"),
             ("a.txt", {}, "neither a notebook"),
             ("a.py", {"parameters": {"X": 1}}, "--param is for notebooks and recipes"),
             ("a.py", {"needs": ["absent"]}, "There is no absent to send along"),

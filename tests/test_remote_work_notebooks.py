@@ -239,7 +239,7 @@ class TestRecipe:
             (("model_name_or_path: model", ""), "names no model"),
             (("dataset_name: rows.jsonl", "dataset_name: ../rows.jsonl"), "does not lie below recipe.yaml's folder"),
             ((RECIPE, "- 1"), "is no recipe"),
-            ((RECIPE, "a: ]"), "is no YAML"),
+            ((RECIPE, "a: ]"), r":1 is no YAML: "),
         ],
     )
     def test_what_is_no_recipe(self, box, tmp_path, change, message):

@@ -239,6 +239,7 @@ class TestHostile:
         ):
             visit(port)
         assert "\x1b" not in str(caught.value)
+        assert "Errno" not in str(caught.value)
 
     def test_a_server_that_says_nothing_is_given_up(self, visit, monkeypatch):
         """The version banner has a deadline."""
@@ -273,6 +274,14 @@ class TestCauses:
         """A name that does not resolve is said by name."""
         with pytest.raises(UnreachableError, match=r"no host 'nbkit-nowhere\.invalid'|No answer from DNS"):
             connect("nbkit-nowhere.invalid", config="none", ask=None, timeout_s=10)
+
+    def test_a_proxy_command_that_does_not_work(self, tmp_path):
+        """The command is what to look at, not the port, which nobody dialled."""
+        (tmp_path / "config").write_text("Host behind\n  ProxyCommand nbkit-no-such-program %h\n")
+        with pytest.raises(UnreachableError, match="nbkit-no-such-program") as caught:
+            connect("behind", config=str(tmp_path / "config"), ask=None, timeout_s=10)
+        assert "does its ProxyCommand work? look with: ssh -v behind" == caught.value.hint
+        assert "Errno" not in caught.value.message
 
     @pytest.mark.parametrize("name", ["../x", "a..b", "a\udcffb", "a" * 64])
     def test_what_no_name_can_be(self, name):

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import click
@@ -28,6 +29,12 @@ class Commands(click.Group):
             if close and "Did you mean" not in error.message:
                 raise click.UsageError(f"{error.message} Did you mean {close[0]!r}?", ctx) from error
             raise
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Each verb with its whole first sentence; click would cut it off at the line's end."""
+        verbs = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, verb.get_short_help_str(limit=1000)) for name, verb in verbs if verb])
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -74,8 +81,23 @@ HOST = "HOST is an alias from ~/.ssh/config, USER@HOST[:PORT] or ssh://USER@HOST
 
 def config_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
-        "-F", "--config", type=click.Path(dir_okay=False), default=None, help="ssh_config in place of the user's."
+        "-F",
+        "--config",
+        type=click.Path(dir_okay=False),
+        default=None,
+        callback=_config_that_is_there,
+        help="ssh_config in place of the user's.",
     )(command)
+
+
+def _config_that_is_there(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """A name that was mistyped is no empty configuration; `none` stands for one, as ssh has it.
+
+    Raises: BadParameter.
+    """
+    if value and value.lower() != "none" and not Path(value).exists():
+        raise click.BadParameter(f"there is no file {value!r}", ctx, option)
+    return value
 
 
 def host_options(command: Callable[..., Any]) -> Callable[..., Any]:

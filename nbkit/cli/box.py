@@ -22,16 +22,17 @@ def hosts(look: bool, config: str | None, as_json: bool) -> None:
     Examples:
       nbkit hosts
       nbkit hosts --no-try      what the configuration says, without connecting
+      nbkit hosts --json | jq -r '.[] | select(.answers) | .host'
     """
-    from nbkit.remote.hosts import table
+    from nbkit.remote import hosts as known
 
-    found = table(config=config, look=look)
+    found = known.hosts(config=config, look=look)
     if as_json:
-        click.echo(json.dumps(found.as_dicts(), indent=2))
-    elif found.rows:
-        click.echo(str(found))
+        click.echo(json.dumps([one.as_dict() for one in found], indent=2))
+    elif found:
+        click.echo(str(known.table(found, look=look)))
     else:
-        click.echo("No hosts with a name of their own in ~/.ssh/config.", err=True)
+        click.echo(f"No hosts with a name of their own in {config or '~/.ssh/config'}.", err=True)
 
 
 @click.command()

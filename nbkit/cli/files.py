@@ -56,14 +56,12 @@ _PARENTS = click.option("--parents", is_flag=True, help="Make the folders that D
     "s3://, gs:// and gdrive:// are read by the host with its own credentials, else here; file:///PATH is a mount there. All "
     "of these comes as it is, pickles too; each object is checked by the md5 that its store tells."
 )
-@click.argument("sources", nargs=-1, required=True, metavar="SRC...")
-@click.argument("dst", metavar="HOST:DST")
+@click.argument("words", nargs=-1, required=True, metavar="SRC... HOST:DST")
 @_PARENTS
 @click.option("--allow-pickle", is_flag=True, help="With hf://: pickled weights too. Loading one can run code.")
 @_options
 def push(
-    sources: tuple[str, ...],
-    dst: str,
+    words: tuple[str, ...],
     config: str | None,
     python: str,
     as_json: bool,
@@ -73,10 +71,13 @@ def push(
     from nbkit import remote
     from nbkit.remote.references import is_reference
 
+    *sources, dst = words
+    if not sources:
+        raise click.UsageError("Missing argument 'SRC...'." if _is_place(dst) else "Missing argument 'HOST:DST'.")
     host, path = _place(dst)
     if any(is_reference(source) for source in sources):
         _refuse_given(options, "files and folders of this machine")
-        _push_reference(host, path, sources, config, python, as_json, allow_pickle)
+        _push_reference(host, path, tuple(sources), config, python, as_json, allow_pickle)
         return
     _refuse_given(["allow_pickle"], "hf:// references")
     _run(host, config, python, as_json, options, lambda box, more: remote.push(box, sources, path, **more))
@@ -138,7 +139,7 @@ def _pull_run(words: tuple[str, ...], host: str, config: str | None, python: str
             json.dumps({"run": work.id, "into": str(into), "runs": trained, "files": files, "bytes": size}, indent=2)
         )
         return
-    click.echo(f"{files} files, {size_text(size)}: {', '.join([str(into), *trained])}")
+    click.echo(f"{files} {'file' if files == 1 else 'files'}, {size_text(size)}: {', '.join([str(into), *trained])}")
 
 
 @click.command(

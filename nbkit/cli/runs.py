@@ -166,7 +166,10 @@ def _stop_box(host: str, config: str | None, python: str) -> None:
         )
 
 
-@click.command(help=f"Let a run finish its step, save a checkpoint and hold; its model stays in memory.\n\n{_RUN_HELP}")
+@click.command(
+    help=f"Let a run finish its step, save a checkpoint and hold; its model stays in memory.\n\n{_RUN_HELP}\n\n"
+    "\b\nExamples:\n  nbkit pause\n  nbkit pause train --on gpu-box"
+)
 @click.argument("run", required=False)
 @on_option
 @host_options
@@ -184,7 +187,9 @@ def pause(run: str | None, host: str, config: str | None, python: str) -> None:
     click.echo(f"Asked {chosen.id} to pause after its step; it goes on with: nbkit unpause {chosen.id}", err=True)
 
 
-@click.command(help=f"Let a paused run go on.\n\n{_RUN_HELP}")
+@click.command(
+    help=f"Let a paused run go on.\n\n{_RUN_HELP}\n\n\b\nExamples:\n  nbkit unpause\n  nbkit unpause 20261124"
+)
 @click.argument("run", required=False)
 @on_option
 @host_options

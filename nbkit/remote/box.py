@@ -14,7 +14,7 @@ from typing import Any
 from nbkit import atomic, folders, ssh
 from nbkit.closing import Closing
 from nbkit.display import Table
-from nbkit.errors import HostNameError, NbkitError
+from nbkit.errors import HostNameError, NbkitError, RemoteCommandError
 from nbkit.hardware import Machine
 from nbkit.remote import look, program, trace
 from nbkit.remote.trace import Examination
@@ -47,7 +47,11 @@ class Box(Closing):
         Raises: RemoteCommandError with what the program said; UnreachableError.
         """
         text = program.text(source) if source.isidentifier() else source
-        return program.call(self.session, text, request or {}, python=self.python, timeout_s=timeout_s)
+        try:
+            return program.call(self.session, text, request or {}, python=self.python, timeout_s=timeout_s)
+        except RemoteCommandError as error:  # what runs there does not know by which name we call it
+            error.hint = re.sub(r"\bHOST\b", lambda _: self.host, error.hint)
+            raise
 
     def check(self, *, read_speed: bool = False) -> Machine:
         """What the box has: a Machine, as `nbkit.probe` tells of this one.

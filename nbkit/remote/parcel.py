@@ -47,7 +47,8 @@ def prepare(file: str | Path, values: Mapping[str, Any], needs: Iterable[str | P
     path = Path(file)
     kind = KINDS.get(path.suffix, "")
     if not path.is_file():
-        raise NbkitError(f"There is no file {path}.", hint="ls", exit_code=2)
+        said = f"{path} is a folder, not a file to run" if path.is_dir() else f"There is no file {path}"
+        raise NbkitError(f"{said}.", hint="nbkit run FILE --on HOST, with FILE a .ipynb, .py or .yaml", exit_code=2)
     if not kind:
         raise NbkitError(
             f"{path.name} is neither a notebook (.ipynb) nor a Python script (.py) nor a recipe (.yaml).",
@@ -92,9 +93,10 @@ def _recipe(parcel: Parcel, values: Mapping[str, Any]) -> None:
     try:
         recipe = yaml.safe_load(parcel.path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise NbkitError(
-            f"{parcel.path} is no YAML: {str(error).splitlines()[0]}.", hint="mend it", exit_code=2
-        ) from error
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        what = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise NbkitError(f"{parcel.path}{line} is no YAML: {what}.", hint="mend that line", exit_code=2) from error
     if not isinstance(recipe, dict):
         raise NbkitError(
             f"{parcel.path} is no recipe: it has no keys.", hint="as `trl sft --config` reads it", exit_code=2

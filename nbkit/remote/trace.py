@@ -82,10 +82,13 @@ class Trace:
             if index:
                 lines.append("  │")
             numbers = ", ".join(filter(None, (_ms(step.round_trip_ms), _speed(step))))
-            said = "  ".join(filter(None, (step.what, numbers, step.remark)))
+            said, *more = "  ".join(filter(None, (step.what, numbers, step.remark))).splitlines() or [""]
             lines.append(f"  {_MARKS[step.state]} {step.name.ljust(wide)}  {said}")
+            lines += [f"  │ {' ' * wide}  {line.strip()}" for line in more]
             if step.fix and step.state in {"failed", "warning"}:
-                lines.append(f"  │ {' ' * wide}  Fix:  {step.fix}")
+                first, *more = step.fix.splitlines()
+                lines.append(f"  │ {' ' * wide}  Fix:  {first}")
+                lines += [f"  │ {' ' * wide}        {line.strip()}" for line in more]
         return "\n".join(lines)
 
     __repr__ = __str__

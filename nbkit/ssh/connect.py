@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import re
 import shutil
 import signal
 import socket
@@ -181,12 +182,20 @@ def _greet(route: Route, hop: Hop, before: list[Engine], timeout_s: float) -> tu
     except (SSHException, EOFError, OSError) as error:
         engine.close()
         raise UnreachableError(
-            f"{place} does not speak SSH with us: {plain(str(error)) or 'it closed the connection'}.{proxy_said()}"
+            f"{place} does not speak SSH with us: {plain(_cause(error)) or 'it closed the connection'}.{proxy_said()}"
             + (f" It said: {plain(engine.packetizer.banner_text, 300)}" if engine.packetizer.banner_text else ""),
-            hint=f"is the port right? look with: ssh -v -p {hop.port} {hop.hostname}; a server that just hangs up may have"
+            hint=f"does its ProxyCommand work? look with: ssh -v {hop.alias}"
+            if hop.proxy_command
+            else f"is the port right? look with: ssh -v -p {hop.port} {hop.hostname}; a server that just hangs up may have"
             " banned this address for a while (PerSourcePenalties, fail2ban)",
         ) from error
     return engine, address
+
+
+def _cause(error: Exception) -> str:
+    """What happened, without the numbers and the names of functions that libraries put before it."""
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return re.sub(r"\[Errno -?\d+\] ?", "", text.removeprefix("Error reading SSH protocol banner")).strip()
 
 
 def _hold_nodelay(engine: Engine) -> None:
@@ -258,7 +267,7 @@ def _tcp(hop: Hop, timeout_s: float) -> tuple[socket.socket, str]:
         ) from found
     if isinstance(found, Exception):
         raise UnreachableError(
-            f"There is no host {hop.hostname!r}: {plain(str(found))}.",
+            f"There is no host {hop.hostname!r}: {plain(_cause(found))}.",
             hint=f"ssh -G {hop.alias} | grep hostname      shows what the alias stands for; a VPN may have to be up",
         ) from found
     last: OSError | None = None
