@@ -171,6 +171,22 @@ class TestMirror:
         with pytest.raises(RemoteCommandError, match="absent"):
             run._mirror.asker.ask("pause", on=True, run="absent")
 
+    def test_what_is_asked_of_a_box_that_is_silent(self, box, server, trains):
+        """A link that stands and carries nothing holds nobody up; what was asked is told, and until then said not to be."""
+        run = mirror.watch(box, trains(100000, 0.05).id)
+        frozen = server.children()
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            run.stop()
+            assert time.monotonic() - began < 5
+            assert "box does not answer yet; it is asked to stop" == run.status.doing
+        finally:
+            for pid in frozen:
+                os.kill(pid, signal.SIGCONT)
+        assert "stopped" == ended(run).state
+
     def test_a_link_that_does_not_come_back(self, box, server, trains, monkeypatch):
         """The run is shown as not seen any more, with what looks again, and refuses what is asked of it."""
         found = trains(100000, 0.05)

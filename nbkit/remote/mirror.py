@@ -67,9 +67,12 @@ class MirroredRun(Run):
         if mirror.error is not None:
             lost = f"not seen any more ({mirror.error.message.rstrip('.')}); {self.again} in a cell looks again"
             return replace(seen, state="stalled", away=True, doing=lost)
-        wishes = f"; then it is asked to {', '.join(mirror.asker.waiting)}" if mirror.asker.waiting else ""
+        wishes = ", ".join(mirror.asker.waiting)
         if mirror.lost:
-            return replace(seen, away=True, doing=f"the link to {mirror.box.host} is lost, connecting again{wishes}")
+            then = f"; then it is asked to {wishes}" if wishes else ""
+            return replace(seen, away=True, doing=f"the link to {mirror.box.host} is lost, connecting again{then}")
+        if wishes:
+            return replace(seen, away=True, doing=f"{mirror.box.host} does not answer yet; it is asked to {wishes}")
         if mirror.asker.refused:
             seen = replace(seen, doing=mirror.asker.refused)
         ours = replace(seen, updated=seen.updated - mirror.ahead_s)
