@@ -27,7 +27,7 @@ class Call:
     """Arguments for nbkit.predict, and which of its numbers is comparable.
 
     Attributes:
-        compare: `allocated_gib`, `reserved_gib` or `device_gib`.
+        compare: `allocated_gib`, `reserved_gib`, `device_gib` or, where the longest row that fits was sought, `needed_gib`.
         how: How the step is spread over GPUs; what is compared is then one device's share, times `devices`.
         devices: Over how many the published figure is summed up.
     """
@@ -298,7 +298,7 @@ def _capacity(row: Row) -> Call:
         **_shape(row), "program": program, "dtype": "bfloat16", "peft_config": _lora(row, LINEAR),
         "quantization_config": _four_bit(double_quant=True), "accumulates": True,
     }  # fmt: skip
-    return Call(_model(row), options, "device_gib")
+    return Call(_model(row), options, "needed_gib")
 
 
 def _sharded(describe: Callable[[Row], Call], row: Row) -> Call:

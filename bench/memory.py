@@ -1,10 +1,10 @@
 """Predicted against published memory of 260 runs: nbkit, its formula, and every estimator on PyPI, on the same rows.
 
 What is measured: |predicted / measured - 1| of the peak, in the sense the row was measured in (live tensors, reserved by
-the allocator, or the whole device). Rows that are left out are counted by their reason. Every run did fit its card, so
-nbkit is also asked whether it does: a run told to fail has a low end above what the card can use. Peers answer with one
-figure, whatever was measured; each is asked through its own code (bench/_peer_worker.py) and compared with nbkit on those
-rows only that it answers.
+the allocator, the whole device, or, of the longest row that fits a card, the least it runs with). Rows that are left out
+are counted by their reason. Every run did fit its card, so nbkit is also asked whether it does: a run told to fail has a
+low end above what the card can use. Peers answer with one figure, whatever was measured; each is asked through its own
+code (bench/_peer_worker.py) and compared with nbkit on those rows only that it answers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from nbkit.display import Table
 EXACT = "transformers 4.57 + peft (plain loop)"
 NBKIT, FORMULA = "nbkit", "nbkit's formula"
 METHODS = ("full", "lora", "qlora")
-KINDS = {"allocated_gib": "allocated", "reserved_gib": "reserved", "device_gib": "device"}
+KINDS = {"allocated_gib": "allocated", "reserved_gib": "reserved", "device_gib": "device", "needed_gib": "device"}
 LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # Other families' names for the same maps; a fused one stands for all it holds.
 SAME = {

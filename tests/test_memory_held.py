@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from nbkit.memory import fake
-from nbkit.memory.held import FIXED_SHARE, VARYING_SHARE, held
+from nbkit.memory.allocator import Settings
+from nbkit.memory.held import FIXED_SHARE, VARYING_SHARE, held, least_gib
 from nbkit.memory.program import Program
 from nbkit.memory.replay import replay
 from nbkit.memory.step import Job
+from nbkit.memory.trace import Trace
 from tests.steps import step
 
 pytestmark = pytest.mark.train
@@ -83,3 +85,21 @@ class TestHeld:
     def test_a_length_without_a_trace_is_the_share_too(self):
         """It was there for the longest, but not for another."""
         assert 2.0 * (1 + VARYING_SHARE) == held(JOB, LENGTHS, 2.0, step(256), lambda *_: None).gib
+
+
+class TestLeast:
+    def test_the_step_runs_with_it_and_not_with_less(self):
+        """More than lives, where holes stay that no block fits in."""
+        least = least_gib(step(256))
+        assert LONGEST.allocated_gib < least <= LONGEST.reserved_gib
+        for share, runs in ((1.0, True), (0.995, False)):
+            limit = Settings(limit_bytes=int(share * least * GIB))
+            assert runs == (replay([step(256)] * 3, limit).failed_at is None)
+
+    def test_what_is_cached_and_of_no_use_is_not_needed(self):
+        """A block of 30 MiB is given back for one of 32 that it is too small for."""
+        mib = 2**20
+        events = ((0, 30 * mib), (0, 0), (1, 32 * mib), (1, 0))
+        made_up = Trace((20 * mib,), events, events, 8)
+        assert 82 / 1024 == replay([made_up] * 3).reserved_gib
+        assert 52 / 1024 == pytest.approx(least_gib(made_up), rel=2e-3)

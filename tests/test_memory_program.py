@@ -126,3 +126,13 @@ class TestTrace:
         assert trace is not None
         tensors = found.allocated_gib - found.parts["cuBLAS workspace"]
         assert tensors * GIB == pytest.approx(trace.peak_bytes(), rel=0.01)
+
+    def test_what_a_card_must_offer_lies_between_live_and_reserved(self):
+        """With the context in both; on a CPU there is no card."""
+        from nbkit.memory.predicted import CONTEXT_GIB
+
+        config = llama(num_hidden_layers=9, vocab_size=32000)
+        found = peak(Program.plain_loop(loss="shifted"), config=config, batch=2, seq=256)
+        live = found.allocated_gib + sum(CONTEXT_GIB) / 2
+        assert live - 0.001 <= found.needed_gib < found.device_gib
+        assert peak(Program.plain_loop(), device="cpu").needed_gib is None

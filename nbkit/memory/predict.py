@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -59,6 +60,7 @@ class Prediction:
         trace: For the allocator's replay; None for the formula.
         trace_at: The trace for another (batch, tokens), run when asked for.
         alone: The step's pieces, for nbkit.memory.distributed.spread; None for the formula.
+        find_needed: Behind `needed_gib`.
     """
 
     subject: str
@@ -82,6 +84,17 @@ class Prediction:
     trace: Trace | None = field(default=None, repr=False, compare=False)
     trace_at: Callable[[int, int], Trace | None] | None = field(default=None, repr=False, compare=False)
     alone: Alone | None = field(default=None, repr=False, compare=False)
+    find_needed: Callable[[], float | None] | None = field(default=None, repr=False, compare=False)
+
+    @functools.cached_property
+    def needed_gib(self) -> float | None:
+        """The least that a card must offer for the step to run: `device_gib` with the allocator's cache given back whenever
+        it must be, which costs time. Found when it is asked for, in a second or two.
+
+        This is what a table of the longest rows that fit has measured. None without a trace: a CPU, the formula, layers
+        that differ.
+        """
+        return self.find_needed() if self.find_needed is not None else None
 
     def fits(self, room_gib: float) -> Literal["yes", "tight", "no"]:
         """Into that much memory. yes: the high end fits; tight: only the low end; no: not even that."""
@@ -181,7 +194,8 @@ def predict(
         trust_remote_code: Allow the model's own code to be run.
     Returns: A Prediction; it shows itself as a table. Against a published figure: `allocated_gib` where it is
         max_memory_allocated, `reserved_gib` where it is max_memory_reserved, `device_gib` where it is nvidia-smi's or nothing
-        is said; and 1 GB may mean 1e9 bytes or 2**30.
+        is said, `needed_gib` where it is a card's size and this the longest row that ran there. 1 GB may mean 1e9 bytes or
+        2**30.
     Raises: ModelError for a model that cannot be found or built; NbkitError (exit code 2) for nonsense values and for
         target modules that match nothing.
     Without torch: the formula's answer for a dense decoder of known sizes, basis "formula"; what it does not cover is an

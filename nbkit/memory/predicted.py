@@ -173,8 +173,17 @@ def answer(found: source.Source, job: Job, asked: asking.Asked, gpu: str | None)
         program=job.program,
         method=_method(job),
         trace_at=trace_at,
+        find_needed=functools.partial(_needed, longest, job, allocated, sum((low_context, high_context)) / 2),
         alone=_alone(runs, job, chosen, params, trained, paged=paged, workspace_gib=parts.get("cuBLAS workspace", 0.0)),
     )
+
+
+def _needed(step: Trace | None, job: Job, allocated_gib: float, context_gib: float) -> float | None:
+    if step is None:
+        return None
+    least = holding.least_gib(step, empty_every=int(job.program.empties_cache))
+    # What is allocated outside of the trace, or in managed memory, is in `allocated_gib` only.
+    return allocated_gib + least - step.peak_bytes() / GIB + context_gib
 
 
 def _alone(
