@@ -206,7 +206,8 @@ def _swift(row: Row) -> Call:
     max_length are deleted (truncation_strategy 'delete'). Its GPU memory is what torch has reserved; at the end of 2023,
     when these models and packages were new, it was read after the 21st micro-batch (swift/trainers/trainers.py,
     training_step: `_iter_perf > 20`), later at the end. The page does not say which; the rows of the first models fit
-    the former, and so all are read. bitsandbytes 0.41.3.
+    the former, and so all are read. From torch 2.1 on it checkpoints without reentrance (swift/llm/utils/model.py,
+    fix_gradient_checkpointing_warning). bitsandbytes 0.41.3.
     """
     from nbkit.memory import Program
 

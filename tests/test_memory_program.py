@@ -99,6 +99,24 @@ class TestQuantised:
         )
         assert 2 * 2 * 32000 * 256 / GIB == pytest.approx(cast - plain, rel=0.01)
 
+    @pytest.mark.parametrize(("reentrant", "layers"), [(True, 0), (False, 8)])
+    def test_an_extra_copy_escapes_checkpointing_that_is_not_reentrant(self, reentrant, layers):
+        """bitsandbytes before 0.43.2: the inputs of all 4-bit maps, 4 hidden widths with this MLP's, live to the loss."""
+        import torch
+        from peft import LoraConfig
+        from transformers import BitsAndBytesConfig
+
+        options = {
+            "config": llama(num_hidden_layers=8, vocab_size=32000),
+            "peft_config": LoraConfig(r=8, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+            "quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16),
+            "checkpointing": True, "seq": 512,
+        }  # fmt: skip
+        program = Program.trainer().but(input_grads=True, reentrant=reentrant)
+        plain, kept = (peak(program.but(extra_4bit_copy=one), **options) for one in (False, True))
+        inputs = 2 * 512 * (256 + 256 + 256 + 512)  # of q, k and v; of o; of gate and up; of down
+        assert layers * inputs == pytest.approx((kept.allocated_gib - plain.allocated_gib) * GIB, abs=0.1 * inputs)
+
     def test_unpacked_weights_are_kept(self):
         """AutoGPTQ's torch kernel: 2 bytes a weight live from its product to the backward, none are dequantised there."""
         import torch

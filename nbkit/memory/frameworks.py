@@ -114,11 +114,11 @@ FRAMEWORKS: tuple[Framework, ...] = (
     ),
     Framework(
         "ms-swift 2",
-        _AT_THE_HEAD.but(name="ms-swift 2", attention="flash"),
+        _AT_THE_HEAD.but(name="ms-swift 2", attention="flash", reentrant=False),
         "bfloat16",
         "upcasts_logits='no' for Qwen's and Baichuan's own model code; attention='eager' without flash; bitsandbytes: "
         "extra_4bit_copy=True; GPTQ: unpacks_4bit=True; rows of many lengths: dataset=[...]",
-        "ms-swift 2, swift/trainers/trainers.py; bitsandbytes 0.41.3",
+        "ms-swift 1.4 to 2.0, trainers/trainers.py, llm/utils/model.py (not reentrant from torch 2.1); bitsandbytes 0.41.3",
     ),
     Framework(
         "fsdp_qlora",

@@ -65,7 +65,8 @@ class Program:
         attention: The kernel of attention.
         head_quantised: 4-bit loading quantises the output head too (LitGPT); transformers leaves it in 16 bit.
         untied: Embedding and head are two matrices even where the config ties them.
-        extra_4bit_copy: bitsandbytes before 0.43.2 kept one more activation a quantised linear map (PR 1270).
+        extra_4bit_copy: bitsandbytes before 0.43.2 kept one more activation a quantised linear map (PR 1270), beside autograd:
+            checkpointing that is not reentrant does not free it, so that all layers' are held.
         unpacks_4bit: 4-bit maps keep their unpacked weights for the backward (AutoGPTQ's torch kernel).
         empties_cache: The loop calls torch.cuda.empty_cache() after each step. It changes what is reserved over batches
             of different lengths; within one step nothing is given back.
