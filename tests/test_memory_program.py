@@ -150,7 +150,8 @@ class TestTrace:
         from nbkit.memory.predicted import CONTEXT_GIB
 
         config = llama(num_hidden_layers=9, vocab_size=32000)
-        found = peak(Program.plain_loop(loss="shifted"), config=config, batch=2, seq=256)
-        live = found.allocated_gib + sum(CONTEXT_GIB) / 2
-        assert live - 0.001 <= found.needed_gib < found.device_gib
+        for program in (Program.plain_loop(loss="shifted"), Program.named("torchtune", chunk=64)):
+            found = peak(program, config=config, batch=2, seq=256)
+            live = found.allocated_gib + sum(CONTEXT_GIB) / 2
+            assert live <= found.needed_gib <= found.device_gib
         assert peak(Program.plain_loop(), device="cpu").needed_gib is None

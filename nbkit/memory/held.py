@@ -93,9 +93,13 @@ def _by_share(allocated_gib: float, share: float, room_gib: float | None, said: 
     return Held(reserved, reserved, limited, (said,))
 
 
-def least_gib(step: Trace, *, empty_every: int = 0) -> float:
+def least_gib(step: Trace, *, allocated_gib: float | None = None, empty_every: int = 0) -> float:
     """The least that the allocator runs this step with, again and again, giving its cache back whenever it must: what lives
-    at the peak, and holes that no order of the blocks avoids. Found by halving, to a thousandth."""
+    at the peak, and holes that no order of the blocks avoids. Found by halving, to a thousandth.
+
+    Args:
+        allocated_gib: What lives, where that is not all in the trace (managed memory, workspaces).
+    """
     from nbkit.memory.allocator import Settings
     from nbkit.memory.replay import replay
 
@@ -108,7 +112,7 @@ def least_gib(step: Trace, *, empty_every: int = 0) -> float:
     while high - low > high / 1000:
         middle = (low + high) / 2
         low, high = (low, middle) if runs(middle) else (middle, high)
-    return high
+    return high + (0.0 if allocated_gib is None else allocated_gib - free.allocated_gib)
 
 
 class _NoTraceError(Exception):

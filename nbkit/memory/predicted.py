@@ -181,9 +181,8 @@ def answer(found: source.Source, job: Job, asked: asking.Asked, gpu: str | None)
 def _needed(step: Trace | None, job: Job, allocated_gib: float, context_gib: float) -> float | None:
     if step is None:
         return None
-    least = holding.least_gib(step, empty_every=int(job.program.empties_cache))
-    # What is allocated outside of the trace, or in managed memory, is in `allocated_gib` only.
-    return allocated_gib + least - step.peak_bytes() / GIB + context_gib
+    often = int(job.program.empties_cache)
+    return holding.least_gib(step, allocated_gib=allocated_gib, empty_every=often) + context_gib
 
 
 def _alone(
