@@ -133,7 +133,7 @@ class TestPrediction:
         )
         plain, chunked, headed = (predict(config, program=one, **options).allocated_gib for one in programs)
         assert 2 * logits < plain - chunked
-        assert headed <= chunked
+        assert headed < chunked + 0.001 * logits  # a scalar of the graph dies sooner or later: 512 B
 
     @pytest.mark.parametrize("optimizer", ["adamw fused", "adamw 8-bit", "adamw paged 8-bit", "adamw paged", "adamw"])
     def test_optimizers(self, optimizer):
