@@ -31,8 +31,8 @@ STARTED := $(shell date +%s)
 test: setup ## lint, every test and the notebooks in smoke mode; what CI runs
 	@$(BIN)/python -m tools.check --since $(STARTED)
 
-unit: setup ## the unit tests alone, without those that train: under a minute
-	@$(BIN)/python -m pytest -q -m "not train and not gpu"
+unit: setup ## the unit tests alone: no box, no browser, no training
+	@$(BIN)/python -m tools.check unit
 
 lint: setup ## ruff and mypy
 	@$(BIN)/python -m tools.check lint

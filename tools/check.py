@@ -2,6 +2,7 @@
 
     python -m tools.check              all of it
     python -m tools.check lint         ruff and mypy alone
+    python -m tools.check unit         the tests that need no box, no browser and no training
 
 Each stage runs even if one before it failed, so that one run tells all. At the end: what was skipped, by name and
 reason, the time of each stage, and one line with the counts. A stage that outlives its limit is ended and has failed.
@@ -38,6 +39,8 @@ _LINT_LIMIT_S = 3 * 60
 # They mostly wait, for cuts and servers, so they run beside the others, which mostly compute.
 BOXES = ("tests/test_ssh_*.py", "tests/test_remote_*.py", "tests/test_cli_box.py", "tests/test_cli_tunnel.py",
          "tests/test_cli_work.py")  # fmt: skip
+_HERE = ["--ignore=tests/browser", *(f"--ignore-glob={ROOT / pattern}" for pattern in BOXES)]
+ALONE = {"lint": LINT, "unit": {"tests": ["pytest", "-q", "-m", "not train and not gpu", *_HERE]}}
 
 
 def run(
@@ -114,10 +117,9 @@ def check(since: float) -> int:
     with tempfile.TemporaryDirectory(prefix="nbkit-check-") as folder:
         # The browser's tests run by themselves: Playwright keeps an event loop in the thread that uses it.
         reports = {title: Path(folder) / f"{title}.xml" for title in LIMIT_S}
-        others = [f"--ignore-glob={ROOT / pattern}" for pattern in BOXES]
         boxes = sorted(str(path.relative_to(ROOT)) for pattern in BOXES for path in ROOT.glob(pattern))
         stages = LINT | {
-            "tests": ["pytest", "-q", "--durations=10", "--ignore=tests/browser", *others],
+            "tests": ["pytest", "-q", "--durations=10", *_HERE],
             "tests of boxes": ["pytest", "-q", "--durations=10", *boxes],
             "browser tests": ["pytest", "-q", "--durations=5", "tests/browser"],
             "notebooks": ["tools.notebooks", "smoke"],
@@ -149,12 +151,12 @@ def check(since: float) -> int:
 def main() -> int:
     """Run the stages asked for; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("only", nargs="?", choices=["lint"])
+    parser.add_argument("only", nargs="?", choices=list(ALONE))
     parser.add_argument("--since", type=float, default=time.time())
     options = parser.parse_args()
     if options.only:
         times: dict[str, float] = {}
-        well = [run(title, words, times) for title, words in LINT.items()]
+        well = [run(title, words, times) for title, words in ALONE[options.only].items()]
         return 0 if all(well) else 1
     return check(options.since)
 
