@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 
+import psutil
 import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 
@@ -21,6 +22,7 @@ from tests.jupyter_box import running
 
 pytestmark = pytest.mark.usefixtures("own_folders")
 PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
+PARENT = (sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])")
 COUNT = "import time\nfor number in range(60):\n    print(number, flush=True)\n    time.sleep(0.05)"
 
 
@@ -39,7 +41,7 @@ def box(server):
 
 
 @contextlib.contextmanager
-def started(made, tmp_path):
+def started(made, tmp_path, *before):
     """What VS Code does: free ports and a key into a file, the spec's argv with that file, a client when the ports answer."""
     with contextlib.ExitStack() as stack:
         taken = [stack.enter_context(socket.socket()) for _ in PORTS]
@@ -51,7 +53,7 @@ def started(made, tmp_path):
     file.write_text(json.dumps(told))
     argv = [word.replace("{connection_file}", str(file)) for word in kernels.read_spec(made.name)["argv"]]
     process = subprocess.Popen(
-        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*before, *argv], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     client = BlockingKernelClient()
     client.load_connection_info({**told, "key": told["key"].encode()})
@@ -122,6 +124,17 @@ class TestStandIn:
             _, err = process.communicate(timeout=30)
         assert 0 != process.returncode
         assert "The kernel was killed" in err
+
+    @pytest.mark.parametrize("on_close", ["leave", "end"])
+    def test_a_front_end_that_is_killed(self, server, box, tmp_path, on_close):
+        """The kernel stays there, or ends, as `--on-close` says; nothing is left here."""
+        made = kernels.add(box, on_close=on_close, config=server.config)
+        with started(made, tmp_path, *PARENT) as (process, client):
+            client.wait_for_ready(timeout=60)
+            (child,) = psutil.Process(process.pid).children()
+            process.kill()
+            child.wait(30)
+        assert (on_close == "leave") == bool(jupyter.look(box).kernels)
 
     def test_what_keeps_it_from_starting_is_on_stderr(self, server, box, tmp_path):
         """A box that is away, a kernel that runs already: said in words, with what to do."""

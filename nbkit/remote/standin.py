@@ -2,7 +2,8 @@
 
 VS Code does (microsoft/vscode-jupyter#14172): it knows no provisioners, runs a kernel spec's `argv`, and talks to the ports
 that it wrote into FILE. So that is what such an `argv` starts. It brings those ports to a kernel on the box, hands on the
-signals that it gets, and ends with the kernel, or the kernel with it; killed, it leaves the kernel there.
+signals that it gets, and ends with the kernel, or the kernel with it; killed, or when the front end was, it leaves the kernel
+there.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from nbkit.remote.box import Box, connect
 
 _LOOK_S = 1.0
 _GRACE_S = 0.5  # for a kernel to end by SIGTERM
+_ORPHANED = 0  # among signals: the front end is gone
 _PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 
 
@@ -42,6 +44,7 @@ class StandIn:
         self.box, self.id = box, where.get("running") or uuid.uuid4().hex
         self._heard: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._stack = contextlib.ExitStack()
+        self._stays = where.get("on_close", "leave") == "leave"
         if where.get("running"):
             # Its messages are signed with a key of its own, and the front end has chosen another.
             raise NbkitError(
@@ -83,16 +86,21 @@ class StandIn:
                 if ended is not None:
                     return ended
                 continue
+            if number == _ORPHANED and self._stays:
+                with contextlib.suppress(OSError):  # who would have read it is gone, too
+                    print(
+                        f"Return to it: nbkit kernel attach {self.box.host} {self.id[:8]}", file=sys.stderr, flush=True
+                    )
+                return 0
             if number != signal.SIGINT:
                 return self.end()
             self._signal("INT")
 
     def _watch_parent(self, parent: int) -> None:
-        """A front end that is gone without a word leaves the kernel there, as a Jupyter server does."""
+        """A front end that is gone without a word leaves the kernel there, as a Jupyter server does, or as it was told."""
         while os.getppid() == parent:
             time.sleep(_LOOK_S)
-        print(f"Return to it: nbkit kernel attach {self.box.host} {self.id[:8]}", file=sys.stderr, flush=True)
-        os._exit(0)
+        self._heard.put(_ORPHANED)
 
     def _ended(self) -> int | None:
         try:
