@@ -192,7 +192,11 @@ class TestBadInput:
             predict(llama(), peft_config=lora(target_modules=["c_attn"]), seq=64)
         assert "q_proj" in caught.value.hint
 
-    @pytest.mark.parametrize("options", [{"batch": 0}, {"seq": 0}, {"seq": -5}, {"dtype": "int3"}])
+    @pytest.mark.parametrize(
+        "options",
+        [{"batch": 0}, {"seq": 0}, {"seq": -5}, {"dtype": "int3"}, {"batch": 10**9}, {"seq": 10**12},
+         {"args": {"max_length": 5}}, {"peft_config": "lora"}],
+    )  # fmt: skip
     def test_nonsense_values(self, options):
         """Values that no run can have are refused with exit code 2."""
         with pytest.raises(NbkitError) as caught:
@@ -217,7 +221,18 @@ class TestBadInput:
             predict(llama(), peft_config=lora(target_modules=["q_proj"], layers_to_transform=[100]), seq=64)
         assert 2 == caught.value.exit_code
 
-    @pytest.mark.parametrize("config", ["{oops", "{}", '{"model_type": "llama", "num_hidden_layers": 0}'])
+    @pytest.mark.parametrize("rank", [float("nan"), "8"])
+    def test_a_rank_that_is_no_number(self, rank):
+        """What PEFT cannot make of it is said as its refusal."""
+        with pytest.raises(NbkitError, match="PEFT refuses this adapter"):
+            predict(llama(num_hidden_layers=1), peft_config=lora(r=rank), seq=64)
+
+    @pytest.mark.parametrize(
+        "config",
+        ["{oops", "{}", '{"model_type": "llama", "num_hidden_layers": 0}', "null",
+         '{"model_type": "llama", "num_hidden_layers": "two"}', '{"model_type": "llama", "dtype": "float1024"}',
+         '{"model_type": "llama", "hidden_size": 250, "num_attention_heads": 7}'],
+    )  # fmt: skip
     def test_a_config_that_makes_no_model(self, tmp_path, config):
         """Not JSON, nothing in it, no layers: an error of the model, with a fix."""
         (tmp_path / "config.json").write_text(config)

@@ -13,6 +13,7 @@ from nbkit.memory.program import Program, refuse_offloading
 from nbkit.memory.source import Source
 
 DEFAULT_LENGTH = 1024  # SFTConfig.max_length of TRL 1.16
+MOST_ROWS, MOST_TOKENS = 1 << 16, 1 << 27  # of a micro-batch, and of anything else: beyond any run
 _IGNORED = -100  # torch's ignore_index, the label of what the loss leaves out
 
 
@@ -95,6 +96,11 @@ def read(
 def _positive(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise NbkitError(f"{name}={value!r}: it must be a whole number of at least 1.", exit_code=2)
+    most = MOST_ROWS if "batch" in name else MOST_TOKENS
+    if value > most:
+        raise NbkitError(
+            f"{name}={value:,}: a step has {most:,} at most here.", hint="is there a typing error?", exit_code=2
+        )
     return value
 
 

@@ -193,7 +193,7 @@ def _adapt(model: Any, peft_config: Any) -> Any:
     try:
         with dora_without_weights():
             return get_peft_model(model, copy.deepcopy(peft_config), low_cpu_mem_usage=True)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         message = str(error).splitlines()[0]
         if "arget modules" in message or "target_modules" in message:
             leaves = sorted({path.rpartition(".")[2] for path, one in model.named_modules() if _is_linear(one)})

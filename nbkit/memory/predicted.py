@@ -47,6 +47,8 @@ def predicted(
     require("torch", "transformers", extra="train")
     if batch is not None and (isinstance(batch, bool) or batch < 1):
         raise NbkitError(f"batch={batch!r}: it must be a whole number of at least 1.", exit_code=2)
+    _refuse_plain("args", args, "SFTConfig(max_length=1024, ...)")
+    _refuse_plain("peft_config", peft_config, "LoraConfig(...)")
     found = source.read(model, trust_remote_code=trust_remote_code)
     if found.trainer is not None:
         args = args if args is not None else found.trainer.args
@@ -83,6 +85,15 @@ def predicted(
         asked.scored,
     )  # fmt: skip
     return answer(dataclasses.replace(found, notes=(*found.notes, *doubts)), job, asked, gpu)
+
+
+def _refuse_plain(name: str, value: Any, wanted: str) -> None:
+    """A dictionary or a word has none of the attributes that are read: all would be taken for left out.
+
+    Raises: NbkitError.
+    """
+    if isinstance(value, (str, bytes, int, float, dict, list, tuple)):
+        raise NbkitError(f"{name} is {type(value).__name__}, {value!r:.60}.", hint=f"give {name}={wanted}", exit_code=2)
 
 
 def _habits(args: Any, found: source.Source) -> tuple[Program, tuple[str, ...]]:

@@ -150,11 +150,13 @@ def _named(name: str, *, trust_remote_code: bool) -> Source:
 
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"The config of {name} cannot be read: {str(error).splitlines()[0]}",
-            hint="pip install -U transformers      or give a config object: predict(LlamaConfig(...), ...)",
-        ) from error
+    except Exception as error:  # transformers checks a config with errors of several libraries
+        first, *more = str(error).splitlines() or [type(error).__name__]
+        said = f"{first} {more[0].strip()}" if more and first.endswith(":") else first
+        hint = "download config.json again, or correct it"
+        if "does not recognize" in said:
+            hint = "pip install -U transformers      or give a config object: predict(LlamaConfig(...), ...)"
+        raise ModelError(f"The config of {name} cannot be read: {said}", hint=hint) from error
     found = _from_config(config, folder.name if folder.is_dir() else name)
     return dataclasses.replace(found, local=folder.is_dir())
 
