@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import zip_longest
 from typing import Any, Literal, cast
 
 Mode = Literal["widget", "html", "text"]
+_LONGEST_WORDS = (1000, 28, 12)  # what is not broken on a narrow terminal, and on a still narrower one
 
 
 def in_notebook() -> bool:
@@ -70,18 +74,31 @@ class Table:
     notes: Sequence[str] = field(default=())
 
     def __str__(self) -> str:
-        """Aligned plain text, without trailing spaces."""
-        cells = [[_text(cell) for cell in row] for row in self.rows]
-        widths = [max(len(head), *(len(row[i]) for row in cells)) if cells else len(head)
-                  for i, head in enumerate(self.columns)]  # fmt: skip
-        right = [all(_numeric(row[i]) for row in self.rows) and bool(self.rows) for i in range(len(self.columns))]
+        """Aligned plain text, without trailing spaces; on a terminal wide cells are wrapped, so that the columns stand."""
+        return self.text(shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
 
-        def line(texts: Sequence[str]) -> str:
-            padded = (t.rjust(w) if r else t.ljust(w) for t, w, r in zip(texts, widths, right, strict=True))
-            return "  ".join(padded).rstrip()
+    def text(self, width: int | None = None) -> str:
+        """As `str`, in at most `width` columns where its words allow; None for as many as it takes."""
+        cells = [[_text(cell) for cell in row] for row in self.rows]
+        columns = [[head, *(row[i] for row in cells)] for i, head in enumerate(self.columns)]
+        widths = [max(map(len, column)) for column in columns]
+        right = [all(_numeric(row[i]) for row in self.rows) and bool(self.rows) for i in range(len(self.columns))]
+        for longest in _LONGEST_WORDS if width is not None else ():
+            least = [w if r else _least(c, longest) for w, r, c in zip(widths, right, columns, strict=True)]
+            widths = _narrowed(widths, least, width or 0)
+
+        def lines(texts: Sequence[str]) -> Iterator[str]:
+            wrapped = [
+                textwrap.wrap(t, w, break_on_hyphens=False) if len(t) > w else [t]
+                for t, w in zip(texts, widths, strict=True)
+            ]
+            for parts in zip_longest(*wrapped, fillvalue=""):
+                padded = (t.rjust(w) if r else t.ljust(w) for t, w, r in zip(parts, widths, right, strict=True))
+                yield "  ".join(padded).rstrip()
 
         head = [self.title] if self.title else []
-        return "\n".join([*head, line(self.columns), line(["-" * w for w in widths]), *map(line, cells), *self.notes])
+        rows = [line for row in cells for line in lines(row)]
+        return "\n".join([*head, *lines(self.columns), *lines(["-" * w for w in widths]), *rows, *self.notes])
 
     __repr__ = __str__  # what a notebook's plain-text view and nbval compare
 
@@ -99,6 +116,22 @@ class Table:
     def as_dicts(self) -> list[dict[str, Any]]:
         """One dictionary a row, for `--json`."""
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+
+def _least(column: Sequence[str], longest: int) -> int:
+    """The narrowest that a column of text may become: its longest word, or `longest`."""
+    return max(min(max(map(len, text.split()), default=0), longest) for text in column)
+
+
+def _narrowed(widths: Sequence[int], least: Sequence[int], total: int) -> list[int]:
+    """Widths that fit into `total` with two spaces between them, the widest taken from first; not below `least`."""
+    found = list(widths)
+    while sum(found) + 2 * (len(found) - 1) > total:
+        wide = [i for i in range(len(found)) if found[i] > least[i]]
+        if not wide:
+            break
+        found[max(wide, key=lambda i: found[i])] -= 1
+    return found
 
 
 def _numeric(value: Any) -> bool:

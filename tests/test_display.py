@@ -15,6 +15,22 @@ class TestTable:
         expected = "T\nmodel         GiB\n---------  ------\na<b         1.235\nlong name  12,345\nNote."
         assert expected == str(self.table)
 
+    def test_wide_cells_are_wrapped_where_the_terminal_is_narrow(self):
+        """The columns stand, numbers stay whole; a line longer than the terminal would break them."""
+        wide = Table(["card", "GiB", "remark"], [("L4", 22.0, "one two three four five six"), ("T4", 14.7, "x" * 40)])
+        assert max(map(len, wide.text().splitlines())) == 52
+        expected = [
+            "card   GiB  remark",
+            "----  ----  ----------------------------",
+            "L4      22  one two three four five six",
+            "T4    14.7  " + "x" * 28,
+            "            " + "x" * 12,
+        ]
+        assert expected == wide.text(40).splitlines()
+        assert "card   GiB  remark\n----  ----  ------------" == "\n".join(wide.text(10).splitlines()[:2])
+        names = Table(["run", "cause"], [("20261130-125741-a-name-that-is-long", "one two three")])
+        assert "20261130-125741-a-name-that-is-long  one two" in names.text(46)  # what is pasted is broken last
+
     def test_html_is_escaped(self):
         """A cell cannot inject markup."""
         assert "a&lt;b" in self.table._repr_html_()
