@@ -17,7 +17,9 @@ import pytest
 
 from nbkit import remote
 from nbkit.errors import RemoteCommandError, TransferError, UnreachableError
+from nbkit.remote import program
 from nbkit.remote.there import frames
+from nbkit.remote.there import transfer as there
 from nbkit.remote.there.delta import FINEST as FINE
 from nbkit.remote.there.place import Part, check
 from nbkit.remote.there.receive import Receiver
@@ -176,11 +178,76 @@ class TestFiles:
         remote.push(box, source, str(tmp_path / "b"))
         assert content(33 * MIB + 5) == (tmp_path / "b").read_bytes()
 
+    @pytest.mark.parametrize(("older", "opened"), [(0, False), (1, True)], ids=["the same", "of other content"])
+    def test_several_streams_where_an_older_version_is(self, box, tmp_path, monkeypatch, older, opened):
+        """They cost round trips, so they are opened only once it has shown that much has to go over."""
+        monkeypatch.setattr("nbkit.remote.transfer._LONG_S", 0.0)
+        helpers, start = [], sys.modules[remote.push.__module__]._helper
+        monkeypatch.setattr("nbkit.remote.transfer._helper", lambda *words: helpers.append(words) or start(*words))
+        source = put(tmp_path / "a", 33 * MIB + 5)
+        put(tmp_path / "b", 33 * MIB, seed=older)
+        done = remote.push(box, source, str(tmp_path / "b"))
+        assert content(33 * MIB + 5) == (tmp_path / "b").read_bytes()
+        assert (33 * MIB if older else 0) + 5 == done.sent
+        assert opened == bool(helpers)
+
+    @pytest.mark.parametrize("where", ["here", "there"])
+    def test_what_is_there_cannot_be_told(self, box, tmp_path, monkeypatch, where):
+        """Where the telling breaks off, the transfer ends with that, and does not wait for what will never come."""
+        source, old = put(tmp_path / "a", 3 * MIB), put(tmp_path / "b", 3 * MIB, seed=1)
+
+        def broken(path, basis):
+            yield b"\0" * 48
+            raise RuntimeError("as broken as can be")
+
+        if where == "here":
+            monkeypatch.setattr("nbkit.remote.there.receive.tell", broken)
+        else:
+            bundle = program.bundle
+            monkeypatch.setattr(
+                "nbkit.remote.program.bundle",
+                lambda *names: bundle(*names).replace(
+                    "def _anchor(", "def _anchor(content):\\n    1 / 0\\ndef _unused("
+                ),
+            )
+        with pytest.raises(TransferError, match="what is there already cannot be told"):
+            move(box, "pull" if where == "here" else "push", source, old)
+        assert content(3 * MIB, seed=1) == old.read_bytes()
+
     def test_progress_is_told(self, box, tmp_path):
         """The last word is that everything is over."""
         told = []
         remote.push(box, put(tmp_path / "a", 3 * MIB), str(tmp_path / "b"), progress=told.append)
         assert (3 * MIB, 3 * MIB) == (told[-1].done, told[-1].total)
+
+
+class TestPages:
+    """A file's own pages in place of what was read of it."""
+
+    def sent(self, monkeypatch, file: int, read: bytes, at: int = 0) -> bytes:
+        out, into = os.pipe()
+        with os.fdopen(out, "rb") as reader, os.fdopen(into, "wb", buffering=0) as stdout:
+            monkeypatch.setattr(sys, "stdout", stdout)
+            there._Spliced(stdout.write)(file, at, memoryview(read))
+            monkeypatch.undo()
+            stdout.close()
+            return reader.read()
+
+    def test_are_taken(self, tmp_path, monkeypatch):
+        """What the file holds then goes out, not what was read: the sha256 at the other end tells the two apart."""
+        with put(tmp_path / "a", 9000).open() as file:
+            assert content(9000)[5:8005] == self.sent(monkeypatch, file.fileno(), bytes(8000), at=5)
+
+    def test_of_a_file_that_shrank(self, tmp_path, monkeypatch):
+        """As many bytes go out as were announced."""
+        with put(tmp_path / "a", 3000).open() as file:
+            assert content(3000) + bytes(5000) == self.sent(monkeypatch, file.fileno(), bytes(8000))
+
+    def test_cannot_be_had(self, monkeypatch):
+        """Where the system does not do it, what was read goes out."""
+        out, into = os.pipe()
+        with os.fdopen(out, "rb"), os.fdopen(into, "wb"):
+            assert content(8000) == self.sent(monkeypatch, out, content(8000))
 
 
 class TestRefusals:
