@@ -66,6 +66,27 @@ def test_help_lists_each_verb_with_its_sentence():
     assert "Missing argument 'HOST:DST'" in invoke("push", "data").output
 
 
+def test_a_shell_completes_verbs_and_hosts(tmp_path):
+    """By click's protocol, as bash asks: verbs, the hosts of the configuration, files beside `HOST:`."""
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh/config").write_text("Host gpu-box gpu-old\nHost *.lab\n")
+    code = (
+        f"from nbkit.ssh import hosts; hosts.home = lambda: {str(tmp_path)!r}\n"
+        "from nbkit.cli import main; main(prog_name='nbkit')"
+    )
+
+    def completed(line):
+        asked = {"_NBKIT_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
+        shown = subprocess.run([sys.executable, "-c", code], env={**os.environ, **asked}, capture_output=True, text=True,
+                               timeout=60, check=False)  # fmt: skip
+        return shown.stdout.split()
+
+    assert ["plain,tunnel"] == completed("nbkit tun")
+    assert ["plain,gpu-box", "plain,gpu-old"] == completed("nbkit tunnel gpu")
+    assert ["plain,gpu-old"] == completed("nbkit attach --on gpu-o")
+    assert ["plain,gpu-box:", "file,gpu-b"] == completed("nbkit push data gpu-b")
+
+
 def test_json_speaks_json_of_a_usage_error_too():
     """A script that reads stdout learns why there is nothing to read, and what tells more."""
     words = [sys.executable, "-m", "nbkit.cli"]

@@ -34,6 +34,10 @@ def main() -> None:
       nbkit run train.ipynb --on gpu-box  there, without a connection; shown here
 
     \b
+    Completion of verbs, options and hosts, in ~/.bashrc (zsh and fish: zsh_source, fish_source):
+      eval "$(_NBKIT_COMPLETE=bash_source nbkit)"
+
+    \b
     Exit codes: 0 ok, 1 failed, 2 usage, 3 unreachable, 4 authentication or host key, 5 the doctor found a blocker,
     130 interrupted.
     """

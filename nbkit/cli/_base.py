@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from nbkit.errors import NbkitError, debugging
 
@@ -98,6 +99,22 @@ def _config_that_is_there(ctx: click.Context, option: click.Parameter, value: st
     if value and value.lower() != "none" and not Path(value).exists():
         raise click.BadParameter(f"there is no file {value!r}", ctx, option)
     return value
+
+
+def complete_hosts(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The hosts of ~/.ssh/config, for a shell that completes: nothing is dialled, an unreadable file completes nothing."""
+    from nbkit.ssh.hosts import named
+
+    try:
+        return [CompletionItem(name) for name in dict.fromkeys(named()) if name.startswith(incomplete)]
+    except (NbkitError, OSError):
+        return []
+
+
+def complete_places(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Files here, and `HOST:` of each host."""
+    hosts = complete_hosts(ctx, param, incomplete) if incomplete else []
+    return [*(CompletionItem(f"{host.value}:") for host in hosts), CompletionItem(incomplete, type="file")]
 
 
 def host_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nbkit.cli._base import complete_hosts
+
 if TYPE_CHECKING:
     from nbkit.remote.work import Work
 
@@ -25,7 +27,9 @@ _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def on_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--on", "host", default="", metavar="HOST", help="The box it is on.")(command)
+    return click.option(
+        "--on", "host", default="", metavar="HOST", shell_complete=complete_hosts, help="The box it is on."
+    )(command)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from nbkit.cli._base import config_option, json_option
+from nbkit.cli._base import complete_hosts, config_option, json_option
 
 
 @click.command()
@@ -36,7 +36,7 @@ def hosts(look: bool, config: str | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("host")
+@click.argument("host", shell_complete=complete_hosts)
 @click.option("--python", default="", metavar="WORDS",
               help="Use this Python there instead: a path, or shell words that start it.")  # fmt: skip
 @click.option("--base", default="", metavar="WORDS", help="Build from this Python there.  [default: python3, or newer]")

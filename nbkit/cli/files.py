@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from nbkit.cli._base import HOST, host_options, json_option, terminated_as_interrupted
+from nbkit.cli._base import HOST, complete_places, host_options, json_option, terminated_as_interrupted
 from nbkit.cli._moved import Meter, report, size_text
 from nbkit.cli._remote import on_option, opened
 
@@ -56,7 +56,7 @@ _PARENTS = click.option("--parents", is_flag=True, help="Make the folders that D
     "s3://, gs:// and gdrive:// are read by the host with its own credentials, else here; file:///PATH is a mount there. All "
     "of these comes as it is, pickles too; each object is checked by the md5 that its store tells."
 )
-@click.argument("words", nargs=-1, required=True, metavar="SRC... HOST:DST")
+@click.argument("words", nargs=-1, required=True, metavar="SRC... HOST:DST", shell_complete=complete_places)
 @_PARENTS
 @click.option("--allow-pickle", is_flag=True, help="With hf://: pickled weights too. Loading one can run code.")
 @_options
@@ -92,7 +92,7 @@ def push(
     "  nbkit pull gpu-box:a.log gpu-box:b.log logs/ --parents\n"
     "  nbkit pull train --on gpu-box"
 )
-@click.argument("words", nargs=-1, required=True, metavar="HOST:SRC... DST | RUN [DST]")
+@click.argument("words", nargs=-1, required=True, metavar="HOST:SRC... DST | RUN [DST]", shell_complete=complete_places)
 @on_option
 @_PARENTS
 @_options
@@ -148,8 +148,8 @@ def _pull_run(words: tuple[str, ...], host: str, config: str | None, python: str
     "  nbkit sync gpu-box:runs runs --dry-run\n"
     "  nbkit sync project gpu-box:project --watch      beside a kernel: nbkit kernel add gpu-box --dir project"
 )
-@click.argument("source", metavar="SRC")
-@click.argument("dst", metavar="DST")
+@click.argument("source", metavar="SRC", shell_complete=complete_places)
+@click.argument("dst", metavar="DST", shell_complete=complete_places)
 @click.option("--delete", is_flag=True, help="Remove from DST what SRC does not have.")
 @click.option(
     "-w", "--watch", is_flag=True, help="Again whenever something changes here, through lost links, until Ctrl-C."

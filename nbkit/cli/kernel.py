@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from nbkit.cli._base import HOST, Commands, host_options, json_option
+from nbkit.cli._base import HOST, Commands, complete_hosts, host_options, json_option
 from nbkit.cli._remote import say_blind
 
 
@@ -36,7 +36,7 @@ def kernel() -> None:
     "  nbkit kernel add gpu-box\n  nbkit kernel add gpu-box --python ~/miniconda3/envs/llm/bin/python --name llm\n"
     "  pytest --nbval --nbval-kernel-name nbkit-gpu-box notebook.ipynb"
 )
-@click.argument("host")
+@click.argument("host", shell_complete=complete_hosts)
 @click.option("--name", default="", help="For command lines and the launcher.  [default: from the host]")
 @click.option("--on-close", type=click.Choice(["leave", "end"]), default="leave", show_default=True,
               help="What becomes of a kernel when the JupyterLab here ends.")  # fmt: skip
@@ -76,7 +76,7 @@ def add(
     help="Show the kernels of boxes that can be chosen here, or, with HOST, those that run there.\n\n"
     f"{HOST}\n\n\b\nExamples:\n  nbkit kernel list\n  nbkit kernel list gpu-box",
 )
-@click.argument("host", required=False)
+@click.argument("host", required=False, shell_complete=complete_hosts)
 @host_options
 @json_option
 def list_(host: str | None, config: str | None, python: str, as_json: bool) -> None:
@@ -115,8 +115,11 @@ def list_(host: str | None, config: str | None, python: str, as_json: bool) -> N
 def _one_of_a_host(verb: Callable[..., None]) -> Callable[..., None]:
     """HOST and ID as arguments, and how the host is reached."""
     options = (
-        click.argument("host"), click.argument("kernel_id", metavar="[ID]", default=""), host_options, json_option,
-    )  # fmt: skip
+        click.argument("host", shell_complete=complete_hosts),
+        click.argument("kernel_id", metavar="[ID]", default=""),
+        host_options,
+        json_option,
+    )
     for option in reversed(options):
         verb = option(verb)
     return verb

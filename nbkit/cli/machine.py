@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
-from nbkit.cli._base import host_options, json_option
+from nbkit.cli._base import complete_hosts, host_options, json_option
 
 
 @click.command()
-@click.argument("host", required=False, default="")
+@click.argument("host", required=False, default="", shell_complete=complete_hosts)
 @host_options
 @json_option
 def check(host: str, config: str | None, python: str, as_json: bool) -> None:
@@ -47,7 +47,7 @@ def check(host: str, config: str | None, python: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("host", required=False, default="")
+@click.argument("host", required=False, default="", shell_complete=complete_hosts)
 @click.option(
     "--fast", is_flag=True, help="Leave out torch and bitsandbytes, and the disks' speed: a fraction of a second."
 )

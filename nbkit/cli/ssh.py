@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nbkit.cli._base import HOST, config_option, json_option, terminated_as_interrupted
+from nbkit.cli._base import HOST, complete_hosts, config_option, json_option, terminated_as_interrupted
 
 if TYPE_CHECKING:
     from nbkit.ssh import Session
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     "refused, whatever is given.\n\n\b\nExamples:\n  nbkit trust gpu-box\n  nbkit trust gpu-box SHA256:n7+...\n\n"
     "Exit codes: 0 trusted, 4 not trusted."
 )
-@click.argument("host")
+@click.argument("host", shell_complete=complete_hosts)
 @click.argument("fingerprint", required=False, default="")
 @config_option
 @json_option
@@ -44,7 +44,7 @@ def trust(host: str, fingerprint: str, config: str | None, as_json: bool) -> Non
     "  nbkit forward gpu-box -p 6006:16006        on port 16006 here\n"
     "  nbkit forward gpu-box -p /run/user/1000/x.sock"
 )
-@click.argument("host")
+@click.argument("host", shell_complete=complete_hosts)
 @click.option(
     "-p",
     "ports",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nbkit.cli._base import HOST, host_options, json_option, terminated_as_interrupted
+from nbkit.cli._base import HOST, complete_hosts, host_options, json_option, terminated_as_interrupted
 from nbkit.cli._remote import say_blind
 from nbkit.cli.ssh import port_pair, stay
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     "  nbkit tunnel gpu-box -p 6006:16006       on port 16006 here\n"
     "  nbkit tunnel gpu-box --python ~/miniconda3/envs/llm/bin/python"
 )
-@click.argument("host")
+@click.argument("host", shell_complete=complete_hosts)
 @click.option("-p", "ports", multiple=True, metavar="REMOTE[:LOCAL]", help="One more port or socket; again for more.")
 @click.option(
     "--port", type=click.IntRange(1, 65535), default=None, help="For Jupyter here.  [default: as last time, or any]"
@@ -85,7 +85,7 @@ def _show(opened: Tunnel, *, as_json: bool) -> None:
     help=f"Show open tunnels, and what of nbkit runs on boxes: Jupyter, kernels, and what was started from them.\n\n{HOST} "
     "Without it: every box that had a tunnel and no nbkit stop since.\n\n\b\nExamples:\n  nbkit status\n  nbkit status gpu-box"
 )
-@click.argument("host", required=False)
+@click.argument("host", required=False, shell_complete=complete_hosts)
 @host_options
 @json_option
 def status(host: str | None, config: str | None, python: str, as_json: bool) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nbkit.cli._base import HOST, host_options, json_option, terminated_as_interrupted
+from nbkit.cli._base import HOST, complete_hosts, host_options, json_option, terminated_as_interrupted
 from nbkit.cli._remote import RUN_THERE, detached, follow, on_option, opened, say
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 )
 @click.argument("file", type=click.Path())
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- ARGS...]")
-@click.option("--on", "host", required=True, metavar="HOST", help="The box.")
+@click.option("--on", "host", required=True, metavar="HOST", shell_complete=complete_hosts, help="The box.")
 @click.option("-d", "--detach", is_flag=True, help="Return as soon as it has begun.")
 @click.option("-p", "--param", "params", multiple=True, metavar="K=V",
               help="A parameter of the notebook, as papermill gives it, or a key of the recipe; again for more.")  # fmt: skip
