@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -39,7 +40,6 @@ def test_every_command_has_help(command):
 @pytest.mark.parametrize("command", sorted(main.commands))
 def test_every_command_stands_in_the_readme(command):
     """A command that the README does not name is a command nobody finds."""
-    from pathlib import Path
 
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     assert f"nbkit {command}" in readme or f"make {command}" in readme
@@ -85,6 +85,20 @@ def test_a_shell_completes_verbs_and_hosts(tmp_path):
     assert ["plain,gpu-box", "plain,gpu-old"] == completed("nbkit tunnel gpu")
     assert ["plain,gpu-old"] == completed("nbkit attach --on gpu-o")
     assert ["plain,gpu-box:", "file,gpu-b"] == completed("nbkit push data gpu-b")
+
+
+def test_output_that_cannot_be_written(tmp_path):
+    """A full disk under stdout is an error with its cause; a reader that has gone is none."""
+    words = [sys.executable, "-m", "nbkit.cli", "fit", "Mistral-7B", "--gpu", "T4"]
+    with Path("/dev/full").open("wb") as full:
+        found = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (1, "Error: No space left on device.") == (found.returncode, found.stderr.splitlines()[0])
+    assert "Traceback" not in found.stderr
+    there, here = os.pipe()
+    os.close(there)
+    with os.fdopen(here, "wb") as gone:
+        found = subprocess.run(words, stdout=gone, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert "" == found.stderr
 
 
 def test_json_speaks_json_of_a_usage_error_too():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import signal
 import sys
@@ -59,6 +60,17 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("\nInterrupted.", err=True)
             ctx.exit(130)
+        except OSError as error:  # a reader of our output that has gone (`| head`) is click's to end quietly
+            if debugging() or error.errno in {None, errno.EPIPE}:
+                raise
+            what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+            hint = (
+                "free space on that disk (df -h)"
+                if error.errno in {errno.ENOSPC, errno.EDQUOT}
+                else "look with: ls -la"
+            )
+            click.echo(f"Error: {what}.\n  Fix:  {hint}\n  (traceback: NBKIT_DEBUG=1)", err=True)
+            ctx.exit(1)
 
 
 def _json_wanted() -> bool:

@@ -53,7 +53,11 @@ def check(host: str, config: str | None, python: str, as_json: bool) -> None:
 )
 @click.option("--log", type=click.Path(exists=True, dir_okay=False), help="Output of a failed run: explain its error.")
 @click.option(
-    "--timeout", default=120.0, show_default=True, help="Seconds that importing torch and bitsandbytes may take."
+    "--timeout",
+    type=click.FloatRange(min=1),
+    default=120.0,
+    show_default=True,
+    help="Seconds that importing torch and bitsandbytes may take.",
 )
 @host_options
 @json_option
