@@ -362,7 +362,7 @@ class TestPlaces:
         """A wrong name is answered with the closest one beside it."""
         written(tmp_path, GOOD, "tickets.jsonl")
         text = refusal(tmp_path / "ticket.jsonl")
-        assert text.startswith("There is no file ticket.jsonl; did you mean tickets.jsonl?")
+        assert text.startswith("There is no file ticket.jsonl; did you mean tickets.jsonl?\n")
 
     def test_an_unknown_ending(self, tmp_path):
         """A file is read by its ending; an unknown one is answered with those that are known."""

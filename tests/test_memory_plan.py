@@ -321,6 +321,8 @@ class TestQuestions:
             ({"model": "Mistral-7B", "where": "T4", "seq": 10**12}, "seq=1,000,000,000,000: a plan goes to"),
             ({"model": "Mistral-7B", "where": "T4", "seq": float("nan")}, "seq=nan: it must be a whole number"),
             ({"model": "Mistral-7B", "where": "T4", "rank": "16"}, "rank='16': it must be a whole number"),
+            ({"model": "Mistral-7B", "where": "T4", "targets": "all"}, "targets='all' is unknown"),
+            ({"model": "Mistral-7B", "where": "T4", "optimizer": "sgd"}, "optimizer='sgd' is unknown"),
             ({"model": " ", "where": "T4"}, "The model's name is empty"),
             ({"model": "/no/model", "where": "T4"}, "There is no folder /no/model"),
             ({"model": __file__, "where": "T4"}, "is a file, not a folder with a model"),

@@ -29,6 +29,12 @@ def test_a_host_is_taken_apart(text, expected):
     assert expected == parse(text)
 
 
+def test_what_is_no_text_is_no_host():
+    """`nbkit.connect(None)`: a variable that was never set."""
+    with pytest.raises(HostNameError, match="A host is a string, not NoneType"):
+        parse(None)
+
+
 @pytest.mark.parametrize(
     "text",
     ["-oProxyCommand=touch {canary}", "a;touch {canary}", "$(touch {canary})", "`touch {canary}`", "a b", "", "a\nb", "x|y",

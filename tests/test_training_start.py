@@ -38,6 +38,13 @@ def finished(folder, tmp_path_factory):
         return run.wait(120), active
 
 
+@pytest.mark.parametrize("trainer", [None, "trainer", {"model": 1}])
+def test_what_is_no_trainer_is_refused(trainer):
+    """Before anything is begun."""
+    with pytest.raises(RunError, match="is no Trainer"):
+        training.start(trainer)
+
+
 @pytest.fixture
 def first(finished, tmp_path):
     """A copy of that run in this test's own folder."""

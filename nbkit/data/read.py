@@ -64,7 +64,7 @@ def _kind(path: Path) -> str:
             hint=f'nbkit.data.load_prepared("{path}")' if prepared else "read one file of it at a time",
         )
     if not path.exists():
-        raise DataError(f"There is no file {path}{_near(path)}.", hint=f"ls {shlex.quote(str(path.parent))}")
+        raise DataError(f"There is no file {path}{_near(path) or '.'}", hint=f"ls {shlex.quote(str(path.parent))}")
     kind = _suffix(path)
     if kind not in KINDS:
         raise DataError(

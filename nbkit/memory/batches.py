@@ -131,8 +131,11 @@ def lengths_of(data: Any, limit: int | None = None) -> tuple[list[int], list[boo
         if names is not None and "input_ids" in names:
             data = [len(ids) for ids in data["input_ids"]]
         if not isinstance(data, Sequence) or not all(isinstance(one, int) and one > 0 for one in data):
+            found = type(data).__name__
+            if isinstance(data, Sequence) and not isinstance(data, str):
+                found = next(repr(one) for one in data if not isinstance(one, int) or one < 1)
             raise DataError(
-                f"Lengths are wanted, not {type(data).__name__}.",
+                f"Lengths are wanted, whole numbers from 1 on, not {found:.60}.",
                 hint="nbkit.data.token_stats(rows, tokenizer), a list of token counts, or a tokenised dataset",
             )
         lengths = list(data)

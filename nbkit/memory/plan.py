@@ -55,6 +55,9 @@ class Wish:
     seed: int = 42
 
     def __post_init__(self) -> None:
+        for name, known in (("targets", get_args(Targets)), ("optimizer", ("adamw", "adamw_8bit"))):
+            if getattr(self, name) not in known:
+                raise NbkitError(f"{name}={getattr(self, name)!r} is unknown.", hint=" or ".join(known), exit_code=2)
         for name, most in _MOST.items():
             value = getattr(self, name)
             if name == "batch" and value is None:

@@ -142,6 +142,8 @@ def parse(text: str) -> Destination:
     """
     from urllib.parse import unquote
 
+    if not isinstance(text, str):
+        raise HostNameError(f"A host is a string, not {type(text).__name__}.", hint='nbkit.connect("gpu-box")')
     rest = text
     uri = text.startswith("ssh://")
     if uri:

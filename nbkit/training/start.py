@@ -87,6 +87,8 @@ def start(
         be wrong; StorageError when the directory cannot be written.
     """
     require("torch", "transformers", extra="train")
+    if not (hasattr(trainer, "train") and hasattr(trainer, "args") and hasattr(trainer, "model")):
+        raise RunError(f"{type(trainer).__name__} is no Trainer.", hint="nbkit.start(SFTTrainer(model, args=..., ...))")
     for prompt in samples:
         rendered(trainer, prompt)
     if not _busy.acquire(blocking=False):
