@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -32,6 +32,7 @@ MINUTES = 10
 SEED = 20261130
 KINDS = {"nbkit": "nbkit kernel", "sshpyk": "sshpyk 1.25", "jupyter": "Jupyter Server by ssh -L"}
 _AFTER_S = 90.0  # for what is still to come when the last fault is over
+_END_S = 40.0
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,8 @@ def worker(kind: str, python: Path, scratch: Path, seconds: float) -> Iterator[W
                 said = (folder / "log").read_text(errors="replace")[-1500:]
                 raise CannotRunError(f"{KINDS[kind]} did not start: {said}")
             yield Worker(process, fault, folder)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_END_S)  # it ends its kernel
         finally:
             process.kill()
             process.communicate()
