@@ -55,6 +55,8 @@ def cgroup():
             if (folder / limit).exists():
                 (folder / limit).write_text(str(400 << 20))
                 yield folder
+                for pid in (folder / "cgroup.procs").read_text().split():  # of a test that failed
+                    os.kill(int(pid), signal.SIGKILL)
                 until(lambda: not (folder / "cgroup.procs").read_text(), "processes are left in the cgroup")  # noqa: B023
                 folder.rmdir()
                 return
@@ -115,7 +117,9 @@ class TestKilled:
         with remote.connect("box", config=server.config, python=python) as box:
             made = kernels.add(box, config=server.config)
             with serving(tmp_path) as (_, client), contextlib.closing(client.kernel(made.name)) as kernel:
-                number = kernel.send("held = []\nwhile True:\n    held.append(bytearray(b'x' * 10_000_000))")
+                number = kernel.send(
+                    "import time\ntime.sleep(0.5)\nheld = []\nwhile True:\n    held.append(bytearray(b'x' * 10_000_000))"
+                )
                 said = text_of(until_restarting(kernel), number, "stderr")
                 assert "because memory ran out, the 400 MiB that its cgroup may take" in said
             jupyter.stop(box)
@@ -267,6 +271,28 @@ class TestSaid:
             assert f"has no Python at '{python}'" in said
             assert "--python PATH" in said
         assert "has no Python at" in (tmp_path / "server.log").read_text()
+
+    def test_not_of_what_widgets_send(self, tmp_path):
+        """Of arrays that widgets send nothing is even sent to what writes down; of all else, all."""
+        import zmq
+
+        with zmq.Context() as context, context.socket(zmq.PUB) as kernel:
+            kernel.bind(f"ipc://{tmp_path}/kernel-1-ipc-2")
+            ear = listen.Listener(f"{tmp_path}/kernel-1", comms=False)
+            topics = (b"comm-1234", b"stream.stdout", b"kernel.1.status", b"common", b"display_data")
+
+            def says():
+                for topic in topics:
+                    kernel.send(topic)
+                return ear.ear.poll(20)
+
+            until(says, "nothing is heard")
+            until(lambda: says() and ear.ear.recv() == topics[-1], "not all is heard")
+            heard = [ear.ear.recv() for _ in range(8)]
+            assert set(topics[1:]) == set(heard)
+            ear.ear.close(0)
+            ear.context.term()
+            os.close(ear.out)
 
     def test_of_a_full_disk(self, tmp_path):
         """What the kernel says cannot be written down for a while: whole lines before and after, and the gap is told."""

@@ -48,7 +48,7 @@ def main(request: dict[str, Any]) -> None:
     print(json.dumps({"pid": pid}), flush=True)
     os.dup2(log, 1)  # who started us waits no longer
 
-    ear = hearing(base, pid)
+    ear = hearing(base, pid, comms=not any("ipykernel" in word for word in request["argv"]))  # it names their topic so
     found: Any = None
     older, newer, ticked = ended.oom_kills(), ended.oom_kills(), time.monotonic()
     while found is None:
@@ -70,14 +70,14 @@ def main(request: dict[str, Any]) -> None:
     tell(base, end, ear, facts)
 
 
-def hearing(base: str, pid: int) -> Any:
+def hearing(base: str, pid: int, *, comms: bool) -> Any:
     """The Listener, once the kernel has its sockets; None where there is no pyzmq, or no kernel any more."""
     while not os.path.exists(base + "-ipc-2"):
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             break
         time.sleep(0.02)
     try:
-        return listen.Listener(base)
+        return listen.Listener(base, comms=comms)
     except (ImportError, OSError) as error:
         sys.stderr.write("what the kernel says is not kept: %s\n" % error)
         return None

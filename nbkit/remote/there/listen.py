@@ -51,21 +51,31 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
+def all_but(topic: bytes) -> list[bytes]:
+    """Subscriptions to everything that does not begin with `topic`: ZeroMQ has no other word for it."""
+    return [topic[:at] + bytes([byte]) for at in range(len(topic)) for byte in range(256) if byte != topic[at]]
+
+
 class Listener:
     """Hears the kernel at BASE.
+
+    Args:
+        comms: Whether it is to be sent what widgets say to each other, too, which is not kept: arrays of any size.
 
     Attributes:
         parent: Header of the request for the cell that the kernel is at; None while it is at none.
     """
 
-    def __init__(self, base: str) -> None:
+    def __init__(self, base: str, *, comms: bool = True) -> None:
         import zmq
 
         self.zmq, self.base = zmq, base
         self.context = zmq.Context()
         self.ear = self.context.socket(zmq.SUB)
         self.ear.setsockopt(zmq.RCVHWM, 0)
-        self.ear.setsockopt(zmq.SUBSCRIBE, b"")
+        self.ear.setsockopt(zmq.SNDHWM, 0)  # of subscriptions
+        for topic in [b""] if comms else all_but(b"comm-"):
+            self.ear.setsockopt(zmq.SUBSCRIBE, topic)
         self.ear.connect("ipc://%s-ipc-2" % base)
         self.out = os.open(base + ".said", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self.written = self.lost = 0

@@ -82,14 +82,14 @@ class Endpoint(Stream):
         if not room or self.silent:
             return
         try:
-            data = self.sock.recv(room)
+            size = self.sock.recv_into(self.relay.buffer, min(room, len(self.relay.buffer)))
         except BlockingIOError:
             return
         except OSError:
-            data = b""
+            size = 0
             self.broke()
-        if data:
-            self.mux.write(self, data)
+        if size:
+            self.mux.write(self, self.relay.buffer[:size])  # copies it: a buffer that is new each time costs more
         else:
             self.silent = True
             self.mux.finish(self)
