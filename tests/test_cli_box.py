@@ -65,6 +65,12 @@ def test_hosts_as_a_table_and_as_json(run):
     assert "answers" not in run("hosts", "--no-try").output
 
 
+def test_a_build_that_torch_has_not(run):
+    """Said before anything is dialled."""
+    found = run("setup", "nowhere", "--torch", "cuda12")
+    assert (2, True) == (found.exit_code, "'cuda12' is no build of torch: cpu, cu126" in found.stderr)
+
+
 def test_a_hint_names_the_host(run):
     """A line to paste holds the name that was typed, also where the box made the sentence."""
     assert "Fix:  nbkit runs --on box\n" in run("logs", "none", "--on", "box").stderr

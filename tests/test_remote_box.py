@@ -159,6 +159,17 @@ class TestView:
             assert name in json.dumps(found.as_dict())
 
 
+def test_an_account_without_a_shell_has_no_bandwidth(tmp_path_factory):
+    """What never went over is not measured; the Python that cannot be started says why."""
+    with sshd.running(
+        tmp_path_factory.mktemp("closed"), 'ForceCommand sh -c "echo This account is closed.; exit 1"'
+    ) as closed:
+        found = remote.doctor("box", config=str(closed.config), fast=True)
+    way = {step.name: step for step in found.path.steps}
+    assert (None, None) == (way["sshd"].down_mb_s, way["sshd"].up_mb_s)
+    assert "This account is closed" in way["Python"].remark
+
+
 class TestHosts:
     def test_shows_what_answers_and_its_gpus(self, server, tmp_path):
         """Each host with a name: the way there, whether it answers, its GPUs; one that does not answer keeps its row."""

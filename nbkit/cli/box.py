@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import click
 
@@ -80,6 +81,9 @@ def setup(
         raise click.UsageError(
             "--python uses a Python as it is; --base, --path, --without and --torch are for a new one."
         )
+
+    if torch and not re.fullmatch(r"cpu|cu\d{2,3}|rocm[\d.]+|xpu", torch):
+        raise click.BadParameter(f"{torch!r} is no build of torch: cpu, cu126, cu128, ...", param_hint="--torch")
 
     def say(line: str) -> None:
         click.echo(line, err=True)

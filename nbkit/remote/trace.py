@@ -192,22 +192,23 @@ def _way(session: Session) -> list[Step]:
 def _bandwidth(session: Session) -> tuple[float | None, float | None]:
     """MB/s from and to the box, end to end; None where no shell runs there."""
 
-    def down(size: int) -> None:
-        session.run(["head", "-c", str(size), "/dev/zero"])
+    def down(size: int) -> bool:
+        return len(session.run(["head", "-c", str(size), "/dev/zero"]).stdout) >= size
 
-    def up(size: int) -> None:
-        session.run("cat > /dev/null", input=bytes(size))
+    def up(size: int) -> bool:
+        return session.run("cat > /dev/null", input=bytes(size)).status == 0
 
     return _mb_s(down), _mb_s(up)
 
 
-def _mb_s(move: Callable[[int], None]) -> float | None:
-    """Of 256 KiB, and of 8 MiB where those were quick."""
+def _mb_s(move: Callable[[int], bool]) -> float | None:
+    """Of 256 KiB, and of 8 MiB where those were quick; None where they did not go over."""
     seconds, size = 0.0, 0
     try:
         for size in _SIZES:
             began = time.monotonic()
-            move(size)
+            if not move(size):
+                return None
             seconds = time.monotonic() - began
             if seconds > _LONG_S:
                 break
