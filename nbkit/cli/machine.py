@@ -54,15 +54,15 @@ def check(host: str, config: str | None, python: str, as_json: bool) -> None:
 @click.option("--log", type=click.Path(exists=True, dir_okay=False), help="Output of a failed run: explain its error.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=1),
-    default=120.0,
+    type=click.IntRange(min=1),
+    default=120,
     show_default=True,
     help="Seconds that importing torch and bitsandbytes may take.",
 )
 @host_options
 @json_option
 def doctor(
-    host: str, fast: bool, log: str | None, timeout: float, config: str | None, python: str, as_json: bool
+    host: str, fast: bool, log: str | None, timeout: int, config: str | None, python: str, as_json: bool
 ) -> None:
     """Find what is wrong with a machine and its training stack, and print the fix.
 
