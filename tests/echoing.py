@@ -6,7 +6,6 @@ import contextlib
 import socket
 import socketserver
 import threading
-import time
 
 WAIT_S = 60
 
@@ -64,11 +63,3 @@ def _send(line: socket.socket, content: bytes) -> None:
 def ours() -> list[str]:
     """Names of the threads that are not the echo server's."""
     return sorted(t.name for t in threading.enumerate() if "process_request" not in t.name and "_send" not in t.name)
-
-
-def until(condition, what: str):
-    """Wait for `condition`."""
-    end = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from nbkit.errors import NbkitError
-from nbkit.memory.disk import GIB, disk, host_gib
+from nbkit.hardware.parts import GIB
+from nbkit.memory.disk import disk, host_gib
 
 LORA = {"params": 7_000_000_000, "trained": 40_000_000}
 

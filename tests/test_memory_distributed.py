@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from nbkit.errors import NbkitError
+from nbkit.hardware.parts import GIB
 from nbkit.memory import Shape, Step, estimate, shape
-from nbkit.memory.distributed import GIB, Alone, How, spread
+from nbkit.memory.distributed import Alone, How, spread
 
 B = 1_000_000_000
 STATES = ("weights", "gradients", "optimizer")

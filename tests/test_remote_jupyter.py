@@ -24,7 +24,8 @@ from nbkit import remote
 from nbkit.errors import RemoteCommandError
 from nbkit.remote import jupyter, kernels, tunnels
 from nbkit.remote.tunnel import tunnel
-from tests.jupyter_box import gone, running
+from tests import jupyter_box
+from tests.jupyter_box import running, until_gone
 from tests.notebook_client import Client, Kernel
 
 NOBODY = 65534
@@ -33,10 +34,7 @@ NOBODY = 65534
 pytestmark = pytest.mark.usefixtures("own_folders")
 
 
-@pytest.fixture(scope="module")
-def server():
-    with running() as server:
-        yield server
+server = jupyter_box.server
 
 
 @pytest.fixture
@@ -329,11 +327,11 @@ class TestStop:
                 argv = ["python", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
                 orphan = jupyter.start_kernel(box, str(uuid.uuid4()), argv, {}, "key")["pid"]
                 os.kill(opened.server.pid, signal.SIGKILL)
-                assert gone(opened.server.pid)
+                until_gone(opened.server.pid)
                 assert orphan in [each["pid"] for each in jupyter.look(box).kernels]
                 done = jupyter.stop(box)
                 assert orphan in [each["pid"] for each in done.ended]
-                assert gone(orphan)
+                until_gone(orphan)
                 assert left in {each["pid"] for each in done.rest}
                 assert psutil.pid_exists(left)
                 assert others.poll() is None
@@ -382,7 +380,7 @@ class TestKernels:
 
             await manager.restart_kernel(now=True)
             await client.wait_for_ready(timeout=60)
-            assert gone(found["pid"])
+            until_gone(found["pid"])
             assert "False" == await self.value(client, "'kept' in globals()")
         finally:
             client.stop_channels()

@@ -22,27 +22,16 @@ from nbkit.remote import jupyter, kernels
 from nbkit.remote.there import ended, listen
 from tests import jupyter_box
 from tests.chaos.transfer import small_disk
-from tests.echoing import until
+from tests.jupyter_box import NBKIT, kernels_of, serving
 from tests.notebook_client import Kernel
-from tests.test_remote_kernels import NBKIT, running, serving
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("own_folders", "entry_point")
 
+server, box = jupyter_box.server, jupyter_box.box
+
 COUNTS = "import time\nfor number in range(100_000):\n    print(number, flush=True)\n    time.sleep(0.02)"
 IPYKERNEL = ["python", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-
-
-@pytest.fixture(scope="module")
-def server():
-    with jupyter_box.running() as server:
-        yield server
-
-
-@pytest.fixture
-def box(server):
-    with remote.connect("box", config=server.config, python=sys.executable) as box:
-        yield box
-        jupyter.stop(box)
 
 
 @pytest.fixture
@@ -89,7 +78,7 @@ class TestKilled:
         the kernel has been started again."""
         made = kernels.add(box, config=server.config)
         with serving(tmp_path) as (_, client), contextlib.closing(client.kernel(made.name)) as kernel:
-            (pid,) = running(box)
+            (pid,) = kernels_of(box)
             number = kernel.send(COUNTS)
             time.sleep(1)
             os.kill(pid, signal.SIGKILL)
@@ -100,8 +89,8 @@ class TestKilled:
             assert f"nbkit kernel logs box {kernel.id[:8]}" in said
             printed = text_of(heard, number, "stdout").split()
             assert [str(at) for at in range(len(printed))] == printed
-            until(lambda: running(box), "it is not started again")
-            assert [pid] != running(box)
+            until(lambda: kernels_of(box), "it is not started again")
+            assert [pid] != kernels_of(box)
             assert "The kernel was killed at " in (tmp_path / "server.log").read_text()
             listed = nbkit(server, "list")
             assert "It was started again." in listed.stderr
@@ -140,7 +129,7 @@ class TestKilled:
         said = "".join(each["text"] for each in cell.outputs if each.get("name") == "stderr")
         assert "The kernel crashed at " in said
         assert "(SIGSEGV, signal 11)" in said
-        assert [] == running(box)
+        assert [] == kernels_of(box)
         (one,) = jupyter.look(box).ended
         assert "SIGSEGV" in one["text"]
         assert "ended" in nbkit(server, "list").stdout
@@ -153,14 +142,14 @@ class TestKilled:
         """Restart and shutdown, of a kernel at work: nothing is said, nothing is left."""
         made = kernels.add(box, config=server.config)
         with serving(tmp_path) as (_, client), contextlib.closing(client.kernel(made.name)) as kernel:
-            (pid,) = running(box)
+            (pid,) = kernels_of(box)
             kernel.send("import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\ntime.sleep(60)")
             time.sleep(0.5)
             assert 200 == client.call("POST", f"/api/kernels/{kernel.id}/restart")[0]
-            until(lambda: running(box) not in ([], [pid]), "it is not started again")
+            until(lambda: kernels_of(box) not in ([], [pid]), "it is not started again")
             assert "" == nbkit(server, "list").stderr
             assert 204 == client.call("DELETE", f"/api/kernels/{kernel.id}")[0]
-            assert ([], []) == (jupyter.look(box).ended, running(box))
+            assert ([], []) == (jupyter.look(box).ended, kernels_of(box))
         for word in ("killed", "crashed", "ended by itself"):
             assert word not in (tmp_path / "server.log").read_text()
 
@@ -186,7 +175,7 @@ class TestEnded:
         keeper.kill()
         keeper.wait(10)
         time.sleep(0.5)
-        assert [start["pid"]] == running(box)
+        assert [start["pid"]] == kernels_of(box)
 
     @pytest.mark.parametrize(
         ("status", "ooms", "most", "said"),
@@ -230,10 +219,10 @@ class TestTwoLaptops:
                 until(
                     lambda: "was restarted from elsewhere" in (tmp_path / "two" / "server.log").read_text(), "not seen"
                 )
-                (pid,) = running(box)
+                (pid,) = kernels_of(box)
                 with contextlib.closing(Kernel(two, second.id)) as again:
                     assert "False" == again.run("'kept' in globals()")
-                assert [pid] == running(box)
+                assert [pid] == kernels_of(box)
                 assert 204 == one.call("DELETE", f"/api/kernels/{kernel.id}")[0]
                 until(lambda: "Nothing is left of it" in (tmp_path / "two" / "server.log").read_text(), "not told")
 

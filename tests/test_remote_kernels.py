@@ -21,55 +21,12 @@ from nbkit import remote
 from nbkit.errors import NbkitError, RemoteCommandError
 from nbkit.remote import jupyter, kernels, status
 from tests import jupyter_box
-from tests.notebook_client import Client, Kernel
-
-NBKIT = [sys.executable, "-m", "nbkit.cli"]
-
+from tests.jupyter_box import NBKIT, kernels_of, serving
+from tests.notebook_client import Kernel
 
 pytestmark = pytest.mark.usefixtures("own_folders", "entry_point")
 
-
-@pytest.fixture(scope="module")
-def server():
-    with jupyter_box.running() as server:
-        yield server
-
-
-@pytest.fixture
-def box(server):
-    with remote.connect("box", config=server.config, python=sys.executable) as box:
-        yield box
-        jupyter.stop(box)
-
-
-@contextlib.contextmanager
-def serving(folder):
-    """A Jupyter server of this machine, as a process; yields it and a client."""
-    words = [sys.executable, "-m", "jupyter_server", "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0",
-             "--IdentityProvider.token=abc", "--no-browser", "--allow-root", f"--ServerApp.root_dir={folder}"]  # fmt: skip
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    try:
-        info = Path(os.environ["JUPYTER_RUNTIME_DIR"]) / f"jpserver-{process.pid}.json"
-        end = time.monotonic() + 60
-        while True:  # the file is there before the server listens
-            assert process.poll() is None, (folder / "server.log").read_text()
-            assert time.monotonic() < end
-            with contextlib.suppress(OSError, ValueError):
-                client = Client(f"http://127.0.0.1:{json.loads(info.read_text())['port']}", "abc")
-                if 200 == client.call("GET", "/api/status")[0]:
-                    break
-            time.sleep(0.05)
-        yield process, client
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait(60)
-
-
-def running(box):
-    """Kernels that run on the box without a server of ours, by pid."""
-    return [each["pid"] for each in jupyter.look(box).kernels if each["name"] is None]
+server, box = jupyter_box.server, jupyter_box.box
 
 
 class TestAdd:
@@ -163,7 +120,7 @@ class TestCuts:
             made = kernels.add(box, config=server.config)
         asyncio.run(self.through_cuts(server, made.name))
         with remote.connect("box", config=server.config, python=sys.executable) as box:
-            assert [] == running(box)
+            assert [] == kernels_of(box)
 
     async def through_cuts(self, server, name):
         from jupyter_client.manager import start_new_async_kernel
@@ -236,11 +193,11 @@ class TestLeave:
         with serving(tmp_path) as (process, client):
             with contextlib.closing(client.kernel(added.name)) as kernel:
                 kernel.run("kept = 41")
-            (pid,) = running(box)
+            (pid,) = kernels_of(box)
             process.send_signal(signal.SIGTERM)
             process.wait(60)
             assert "runs on, on box. Return to it: nbkit kernel attach box" in (tmp_path / "server.log").read_text()
-        assert [pid] == running(box)
+        assert [pid] == kernels_of(box)
         assert [] == list(Path(os.environ["JUPYTER_RUNTIME_DIR"]).glob("kernel-*.json"))
         for ending in (signal.SIGKILL, None):
             back = kernels.attach(box, config=server.config)
@@ -249,7 +206,7 @@ class TestLeave:
                 assert 201 == status
                 with contextlib.closing(Kernel(client, found["id"])) as kernel:
                     assert "42" == kernel.run("kept + 1")
-                assert [pid] == running(box)
+                assert [pid] == kernels_of(box)
                 if ending:
                     process.send_signal(ending)
                     process.wait(60)
@@ -258,11 +215,11 @@ class TestLeave:
                 assert 200 == status
                 with contextlib.closing(Kernel(client, found["id"])) as kernel:
                     assert "False" == kernel.run("'kept' in globals()")
-                assert 1 == len(running(box))
-                assert pid not in running(box)
+                assert 1 == len(kernels_of(box))
+                assert pid not in kernels_of(box)
                 status, _ = client.call("DELETE", f"/api/kernels/{found['id']}")
                 assert 204 == status
-                assert [] == running(box)
+                assert [] == kernels_of(box)
                 assert [added.name] == [each.name for each in kernels.listed()]
 
     def test_what_it_said_meanwhile_is_kept(self, server, box, tmp_path):
@@ -304,10 +261,10 @@ class TestLeave:
         added = kernels.add(box, on_close="end", config=server.config)
         with serving(tmp_path) as (process, client):
             client.kernel(added.name).close()
-            assert 1 == len(running(box))
+            assert 1 == len(kernels_of(box))
             process.terminate()
             process.wait(60)
-        assert [] == running(box)
+        assert [] == kernels_of(box)
 
     def test_there_must_be_one_to_return_to(self, server, box):
         """None and several are told apart, the several by name; an id that ended meanwhile is an error, not a new kernel."""
@@ -356,7 +313,7 @@ class TestVerbs:
                  "--rootdir", str(tmp_path), str(tmp_path / "home.ipynb")]  # fmt: skip
         done = subprocess.run(words, capture_output=True, text=True, timeout=180, check=False, cwd=tmp_path)
         assert "1 passed" in done.stdout, done.stdout + done.stderr
-        assert [] == running(box)
+        assert [] == kernels_of(box)
         code, out, _ = self.run("list")
         assert "gpu (box)" in out
         code, out, _ = self.run("list", "--json")

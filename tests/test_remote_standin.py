@@ -18,7 +18,7 @@ from jupyter_client.blocking.client import BlockingKernelClient
 
 from nbkit import remote
 from nbkit.remote import jupyter, kernels
-from tests.jupyter_box import running
+from tests import jupyter_box
 
 pytestmark = pytest.mark.usefixtures("own_folders")
 PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
@@ -26,10 +26,7 @@ PARENT = (sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv
 COUNT = "import time\nfor number in range(60):\n    print(number, flush=True)\n    time.sleep(0.05)"
 
 
-@pytest.fixture(scope="module")
-def server():
-    with running() as server:
-        yield server
+server = jupyter_box.server
 
 
 @pytest.fixture

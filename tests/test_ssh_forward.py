@@ -17,8 +17,9 @@ import pytest
 from nbkit.errors import HostKeyError, NbkitError
 from nbkit.ssh import connect, forward, peers
 from nbkit.ssh.forward import PortTakenError
-from tests.echoing import WAIT_S, Echo, UnixListener, echoing, ours, talk, until
+from tests.echoing import WAIT_S, Echo, UnixListener, echoing, ours, talk
 from tests.sshd import free_port, running
+from tests.waiting import until
 
 
 @pytest.fixture(params=["paramiko", "ssh"])

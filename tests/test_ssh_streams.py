@@ -26,9 +26,10 @@ from tests.chaos.streams import run as soak
 from tests.chaos.streams import through
 from tests.chaos.transfer import small_disk
 from tests.delay_proxy import delayed
-from tests.echoing import WAIT_S, Echo, Listener, UnixListener, echoing, talk, until
+from tests.echoing import WAIT_S, Echo, Listener, UnixListener, echoing, talk
 from tests.echoing import ours as named
 from tests.sshd import free_port, running
+from tests.waiting import until
 
 MIB = 1 << 20
 

@@ -10,7 +10,8 @@ from nbkit.memory.formula import Estimate, Part, Step, estimate
 from nbkit.memory.frameworks import Framework, frameworks
 from nbkit.memory.lengths import Prophecy, prophecy
 from nbkit.memory.measured import Measured, measured_step
-from nbkit.memory.plan import Option, Plan, Wish, plan
+from nbkit.memory.option import Option, Wish
+from nbkit.memory.plan import Plan, plan
 from nbkit.memory.predict import Peak, Prediction, predict
 from nbkit.memory.program import Program
 from nbkit.memory.shapes import SHAPES, Shape, shape

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from nbkit.hardware import specs
 from nbkit.memory.fits import NAMES, on_card
 from nbkit.memory.formula import Method
-from nbkit.memory.plan import Option, Plan
+from nbkit.memory.option import Option
+from nbkit.memory.plan import Plan
 from nbkit.memory.sweep import Surface, surface
 
 Knob = Literal["checkpointing", "batch", "seq", "optimizer", "method", "gpus", "card"]

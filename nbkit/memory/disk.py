@@ -25,8 +25,8 @@ from typing import Any, Literal
 
 from nbkit.display import Table
 from nbkit.errors import NbkitError
+from nbkit.hardware.parts import GIB
 
-GIB = 2**30
 SHARD_BYTES = 5_000_000_000  # what most repositories on the hub were saved with
 PROCESS_GIB, WORKER_GIB, CHECKPOINT_EXTRA = 3.0, 0.5, 20_000_000
 TOKEN_BYTES = 12 + 20 + 12

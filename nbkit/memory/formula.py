@@ -33,10 +33,10 @@ from typing import Literal
 
 from nbkit.display import Table
 from nbkit.errors import NbkitError
+from nbkit.hardware.parts import GIB
 from nbkit.memory.shapes import Shape, Targets
 
 Method = Literal["full", "lora", "qlora"]
-GIB = 2**30
 NF4_BYTES = 4.127 / 8
 TILE_ROWS, TILE_COLUMNS = 4096, 32768
 UNCERTAINTY = 0.10  # of the allocated peak, for the program described above; tests hold every reference cell to it

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from nbkit.hardware.parts import GIB
 from nbkit.memory.step import Job
 from nbkit.memory.trace import Trace
 
-GIB = 2**30
 # Without a trace it is not known. Replays of fixed lengths gave 1 to 8 % where TRL's head goes in tiles, 4 to 40 % where logits
 # are held; of varying lengths 4 % and 5 to 71 %, by luck and by the logits' share (docs/log.md).
 FIXED_SHARE, VARYING_SHARE = 0.05, 0.10

@@ -9,8 +9,9 @@ from nbkit.display import Table
 from nbkit.hardware import Offer, offers
 from nbkit.memory.fits import NAMES
 from nbkit.memory.formula import Method
+from nbkit.memory.option import HOWS, Option, option
 from nbkit.memory.place import Place, place
-from nbkit.memory.plan import HOWS, METHODS, Option, Plan, option
+from nbkit.memory.plan import METHODS, Plan
 from nbkit.memory.sweep import Surface, surface
 from nbkit.memory.time import Load, human
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from nbkit.errors import ModelError, NbkitError, require
 from nbkit.memory.formula import Method
-from nbkit.memory.plan import Option, Plan
+from nbkit.memory.option import Option
+from nbkit.memory.plan import Plan
 from nbkit.memory.predict import Prediction, predict
 from nbkit.memory.program import Program
 from nbkit.memory.shapes import ALSO, SHAPES, Shape

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nbkit.errors import NbkitError
+from nbkit.hardware.parts import GIB
 
-GIB = 2**30
 _COUNTS = ("_metrics", "_total_train_tokens")  # of TRL's trainers
 
 

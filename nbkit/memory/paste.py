@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from nbkit.memory.plan import Option, Plan
+from nbkit.memory.option import Option
+from nbkit.memory.plan import Plan
 
 
 def paste(plan: Plan, option: Option) -> str:

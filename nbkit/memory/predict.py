@@ -15,7 +15,6 @@ from nbkit.memory.program import Program
 from nbkit.memory.trace import Trace
 
 Basis = Literal["fake step", "formula", "measured"]
-GIB = 2**30
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from nbkit.errors import NbkitError, require
+from nbkit.hardware.parts import GIB
 from nbkit.memory import asked as asking
 from nbkit.memory import depth, fake, kernels, source
 from nbkit.memory import held as holding
 from nbkit.memory.disk import Disk, host_gib, of_run
 from nbkit.memory.distributed import Alone
-from nbkit.memory.predict import GIB, Peak, Prediction, is_installed
+from nbkit.memory.predict import Peak, Prediction, is_installed
 from nbkit.memory.program import Program
 from nbkit.memory.step import Job, Ran, run
 from nbkit.memory.trace import Trace

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from nbkit.display import Table
+from nbkit.hardware.parts import GIB
 from nbkit.memory.allocator import Block, CachingAllocator, DoesNotFitError, Settings
 from nbkit.memory.order import TYPICAL, Order, schedule
 from nbkit.memory.trace import Trace
 from nbkit.memory.traces import Traces
 
-GIB = 2**30
 SPREAD = (0.1, 0.3, TYPICAL, 0.7, 0.9)  # shares of random orders that are luckier than those replayed
 _ADVICE_AT = 0.03  # an order that saves less than this is not worth a sentence
 

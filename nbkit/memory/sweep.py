@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
+from nbkit.hardware.parts import GIB
 from nbkit.memory import distributed
-from nbkit.memory.formula import GIB, TILE_ROWS, UNCERTAINTY, Estimate, Method, Part, Step, moments, outside
+from nbkit.memory.formula import TILE_ROWS, UNCERTAINTY, Estimate, Method, Part, Step, moments, outside
 from nbkit.memory.shapes import Shape
 
 How = Literal["one", "each", "sharded"]  # one device; a copy on each of several (DDP); weights split over them (FSDP)

@@ -10,10 +10,10 @@ from typing import Any
 
 import psutil
 
+from nbkit.hardware.parts import GIB
 from nbkit.hardware.probe import Nvml, NvmlError, memory_facts
 
 EVERY_S = 1.0
-GIB = 2**30
 
 
 class Sampler:
