@@ -9,7 +9,9 @@ import sys
 import pytest
 from click.testing import CliRunner
 
+from nbkit import remote
 from nbkit.cli import main
+from nbkit.memory import plan
 from tests import sshd
 
 HERE = shlex.quote(sys.executable)
@@ -29,6 +31,20 @@ def test_check_of_a_host_is_that_of_a_machine(run):
     for text in ("box\n", "Disks and caches", "QLoRA"):
         assert text in shown.output
     assert "box" == json.loads(run("check", "box", "--json").stdout)["name"]
+
+
+def test_fit_on_a_host_is_for_its_hardware(run, server):
+    """The plan is for the box under its name, with its memory; a card is another place."""
+    told = json.loads(run("fit", "embedded", "--on", "box", "--json").stdout)
+    with remote.connect("box", config=server.config) as box:
+        there = plan("embedded", box.check())
+    assert told["room_gib"] == pytest.approx(there.place.room_gib, rel=0.2)
+    assert "RAM of box" == told["place"] == there.place.name
+    assert run("fit", "embedded", "--on", "box").output.startswith("SmolLM2-135M on RAM of box: ")
+    assert 2 == run("fit", "embedded", "--on", "box", "--gpu", "T4").exit_code
+    assert 3 == run("fit", "embedded", "--on", f"127.0.0.1:{sshd.free_port()}").exit_code
+    refused = CliRunner().invoke(main, ["fit", "embedded", "--gpu", "T4", "-F", str(server.config)])
+    assert (2, True) == (refused.exit_code, "name it with --on HOST" in refused.output)
 
 
 def test_doctor_of_a_host_draws_the_path(run):

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nbkit.cli._base import json_option
+from nbkit.cli._base import complete_hosts, host_options, json_option
 
 if TYPE_CHECKING:
+    from nbkit.hardware import Machine
     from nbkit.memory import Plan
 
 _METHODS = click.Choice(["full", "lora", "qlora"])
@@ -21,6 +22,8 @@ _METHODS = click.Choice(["full", "lora", "qlora"])
 @click.command()
 @click.argument("model")
 @click.option("--gpu", help='A card, or several: "RTX 4090", "2x A100-40GB". Default: this machine.')
+@click.option("--on", "host", default="", metavar="HOST", shell_complete=complete_hosts,
+              help="A box, as it is now: its GPUs and what is free of them.")  # fmt: skip
 @click.option("--seq", type=click.IntRange(min=1), help="Tokens of the longest row.  [default: the data's, else 1024]")
 @click.option("--batch", type=click.IntRange(min=1), help="Rows of a micro-batch.  [default: the largest that fits]")
 @click.option("--rank", type=click.IntRange(min=1), default=16, show_default=True, help="Rank of the LoRA adapters.")
@@ -29,10 +32,12 @@ _METHODS = click.Choice(["full", "lora", "qlora"])
               help="Rows to train on: their lengths decide time, cost, and which of them would run out of memory.")  # fmt: skip
 @click.option("--market", is_flag=True, help="Cost and time on rented machines, with those that nobody beats in both.")
 @click.option("--measure", is_flag=True, help="Run fake steps where the formula cannot decide (needs torch; seconds).")
+@host_options
 @json_option
 def fit(
     model: str,
     gpu: str | None,
+    host: str,
     seq: int | None,
     batch: int | None,
     rank: int,
@@ -40,6 +45,8 @@ def fit(
     data: Path | None,
     market: bool,
     measure: bool,
+    config: str | None,
+    python: str,
     as_json: bool,
 ) -> None:
     """Say which ways of training MODEL fit, and what would make the others fit.
@@ -51,20 +58,27 @@ def fit(
     Examples:
       nbkit fit Mistral-7B                             on this machine
       nbkit fit Mistral-7B --gpu "RTX 4090" --seq 4096
+      nbkit fit Mistral-7B --on gpu-box                with what is free there now
       nbkit fit Llama-2-13B --gpu "2x RTX 4090" --method qlora
       nbkit fit Llama-2-70B --gpu A100-80GB --market   and what it costs elsewhere
       nbkit fit embedded --data train.jsonl --json     times for your rows, for a script
 
     \b
-    Exit codes: 0 something fits (of --method, if given), 1 nothing does, 2 usage.
+    Exit codes: 0 something fits (of --method, if given), 1 nothing does, 2 usage; 3 and 4 where HOST cannot be reached or
+    does not let us in.
     """
     from nbkit.memory import plan
 
+    if host and gpu:
+        raise click.UsageError("--gpu and --on are two places: name one")
+    if (config or python) and not host:
+        raise click.UsageError("-F and --python are for a box: name it with --on HOST")
     started = time.monotonic()
     stats = None if data is None else _stats(data, model)
     if measure:
         click.echo("running fake steps where the formula cannot decide ...", err=True)
-    found = plan(model, gpu, stats, seq=seq, rank=rank, batch=batch, measure=measure)
+    where = _machine(host, config, python) if host else gpu
+    found = plan(model, where, stats, seq=seq, rank=rank, batch=batch, measure=measure)
     deals = found.market(method) if market else None
     if time.monotonic() - started > 2:
         click.echo(f"done in {time.monotonic() - started:.0f} s", err=True)
@@ -73,6 +87,13 @@ def fit(
     wanted = [one for one in found.options if method in {None, one.method}]
     if all(one.verdict == "no" for one in wanted):
         sys.exit(1)
+
+
+def _machine(host: str, config: str | None, python: str) -> Machine:
+    from nbkit.remote import connect
+
+    with connect(host, config=config, python=python) as box:
+        return box.check()
 
 
 def _as_json(found: Plan, method: Any, *, with_data: bool, deals: Any) -> str:

@@ -12,6 +12,7 @@ from nbkit.hardware.others import AmdGpu, Apple, Cuda, Tpu, read_amd, read_apple
 from nbkit.hardware.parts import Choice, Cpu, Disk, Gpu, Memory, read_cpu, read_disk, read_gpu, read_memory
 from nbkit.hardware.probe import facts
 
+HERE = "This machine"
 BF16_SINCE = (8, 0)  # Ampere is the first with bf16 arithmetic; torch emulates it below and says "supported"
 
 
@@ -45,10 +46,10 @@ class Machine:
     cuda: Cuda = field(default_factory=Cuda)
     environment: Mapping[str, str] = field(default_factory=dict)
     python_kind: str = "system"
-    name: str = "This machine"
+    name: str = HERE
 
     @classmethod
-    def from_facts(cls, found: Mapping[str, Any], name: str = "This machine") -> Machine:
+    def from_facts(cls, found: Mapping[str, Any], name: str = HERE) -> Machine:
         """Build from the JSON object that hardware/probe.py prints, from this machine or another."""
         problems = [
             f"{name}: {part['error']}" for name, part in found.items() if isinstance(part, dict) and "error" in part
@@ -84,6 +85,11 @@ class Machine:
             python_kind=python.get("kind", "system"),
             name=name,
         )
+
+    @property
+    def of(self) -> str:
+        """Whose a part is, behind the part's name; empty for this machine."""
+        return "" if self.name == HERE else f" of {self.name}"
 
     @property
     def visible_gpus(self) -> tuple[Gpu, ...]:

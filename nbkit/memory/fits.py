@@ -195,10 +195,11 @@ def on_card(one: GpuSpec) -> Target:
 
 
 def here(machine: Machine) -> Target:
-    """The visible GPU with the most free memory, else this machine's RAM."""
+    """The visible GPU with the most free memory, else the RAM."""
     if not machine.visible_gpus:
         reason = machine.dtype.reason
-        return Target("this machine's RAM", machine.memory.available_gib, "cpu", "float32", reason, machine.cpu.usable)
+        name = f"RAM{machine.of}" if machine.of else "this machine's RAM"
+        return Target(name, machine.memory.available_gib, "cpu", "float32", reason, machine.cpu.usable)
 
     def room(index: int) -> float:
         one = machine.visible_gpus[index]
@@ -209,7 +210,8 @@ def here(machine: Machine) -> Target:
     dtype: Literal["bfloat16", "float16"] = "bfloat16" if machine.bf16 else "float16"
     held = gpu.usable_gib - room(best)
     busy = f", {held:.1f} GiB held by others" if held >= 0.5 else ""
-    return Target(f"GPU {gpu.index}, {gpu.short_name}{busy}", room(best), "cuda", dtype, machine.dtype.reason)
+    name = f"GPU {gpu.index}{machine.of}, {gpu.short_name}{busy}"
+    return Target(name, room(best), "cuda", dtype, machine.dtype.reason)
 
 
 def _method_notes(step: Step) -> list[str]:

@@ -111,7 +111,7 @@ def _machine(machine: Machine) -> Place:
         new = (best.compute_capability or (0, 0)) >= BF16_SINCE
         reason = f"{best.short_name}: compute capability {best.capability} has {'' if new else 'no '}bf16"
         alone = replace(target, room_gib=min(like), dtype="bfloat16" if new else "float16", reason=reason)
-        name = target.name if len(like) == 1 else best.short_name
+        name = target.name if len(like) == 1 else f"{best.short_name}{machine.of}"
         return _on(alone, spec_of(best), len(like), name)
     # One measured run: 4-bit LoRA without checkpointing computes 4 operations a weight and token.
     per_core = 4 * CPU_PARAMS * CPU_TOKENS_PER_S / CPU_CORES
