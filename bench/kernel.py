@@ -1,7 +1,8 @@
 """A remote kernel's `1+1` and a 100 MB array out of it, nbkit against sshpyk in turn, on loopback and 50 ms away.
 
 Each tool is a process with an sshd and a kernel of its own; rounds alternate. The raw forward is a socket of nbkit's own
-`forward`, from which as many bytes are read. A kernel of this machine shows what Jupyter itself takes for both.
+`forward`, from which as many bytes are read; they and the array are made beforehand. A kernel of this machine shows what
+Jupyter itself takes for both.
 """
 
 from __future__ import annotations
@@ -22,11 +23,8 @@ from nbkit.display import Table
 
 ROUNDS, AWAY_S = 5, 0.05
 TOOLS = ("nbkit", "sshpyk", "here")
-RATIO, AWAY_MS, ARRAY = (
-    1.5,
-    60.0,
-    2.0,
-)  # the goals: of sshpyk's time, of a round trip 50 ms away, of the raw forward's time
+# The goals: of sshpyk's time, of a round trip 50 ms away, of the raw forward's time.
+RATIO, AWAY_MS, ARRAY = 1.5, 60.0, 2.0
 
 
 def run() -> Figures:
