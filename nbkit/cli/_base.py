@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -70,7 +71,17 @@ class Commands(click.Group):
                 else "look with: ls -la"
             )
             click.echo(f"Error: {what}.\n  Fix:  {hint}\n  (traceback: NBKIT_DEBUG=1)", err=True)
+            _let_go_of_stdout()
             ctx.exit(1)
+
+
+def _let_go_of_stdout() -> None:
+    """What cannot be written is dropped: Python would try it once more as it ends, and exit with 120."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _json_wanted() -> bool:
