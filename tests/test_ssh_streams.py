@@ -238,9 +238,10 @@ def cutting(box, streams, times: int):
 
     def cut():
         while not over.wait(0.2) and streams.reconnects < times:
+            seen = streams.reconnects
             if streams.alive:
                 box.cut()
-                until(lambda: not streams.alive or over.is_set(), "the cut is not noticed")
+                until(lambda seen=seen: streams.reconnects > seen or over.is_set(), "the link does not come back")
 
     thread = threading.Thread(target=cut, daemon=True)
     thread.start()
