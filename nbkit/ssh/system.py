@@ -71,7 +71,6 @@ class SystemEngine:
         self._lock = threading.Lock()
         self._ended: list[Callable[[], None]] = []
         self._forwards: dict[int | str, Path] = {}
-        self._relay = Relay()
         self._log_seen = 0
         self._master: subprocess.Popen[bytes] | None = None
         self._control = _running_master(route)
@@ -85,6 +84,7 @@ class SystemEngine:
         except BaseException:
             self._end_master()
             raise
+        self._relay = Relay()
         self._relay.start()
         self._watcher = threading.Thread(target=self._watch, name="nbkit-ssh-watch", daemon=True)
         self._watcher.start()
