@@ -19,8 +19,8 @@ CELLS, BYTES = 30, 100_000_000
 _ARRAY = f"import os\nfrom ipykernel.comm import Comm\n_data = memoryview(os.urandom({BYTES}))"
 _SEND = "Comm(target_name='bench', buffers=[_data])\nNone"
 _SERVE = (
-    "import socket\nlisten = socket.create_server(('127.0.0.1', 0))\nprint(listen.getsockname()[1], flush=True)\n"
-    f"import os\ndata = memoryview(os.urandom({BYTES}))\n"
+    f"import os, socket\ndata = memoryview(os.urandom({BYTES}))\n"
+    "listen = socket.create_server(('127.0.0.1', 0))\nprint(listen.getsockname()[1], flush=True)\n"
     "while True:\n    line, _ = listen.accept()\n    line.sendall(data)\n    line.close()"
 )
 
