@@ -33,25 +33,32 @@ async def _run(client: Any, code: str) -> float:
     return time.perf_counter() - began
 
 
-def _raw(config: str) -> float:
-    """Seconds for as many bytes through a plain forward."""
+def _raw(config: str) -> dict[str, float]:
+    """Seconds for as many bytes through a plain forward, and through one that rides on the relay as kernels do."""
     from nbkit import ssh
 
     server = subprocess.Popen([sys.executable, "-c", _SERVE], stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
         port = int(server.stdout.readline())
-        with ssh.connect("box", config=config) as session, ssh.forward(session, port) as forward:
-            began, left = time.perf_counter(), BYTES
-            with socket.create_connection(("127.0.0.1", forward.local_port)) as line:
-                while left > 0:
-                    got = len(line.recv(1 << 20))
-                    assert got
-                    left -= got
-            return time.perf_counter() - began
+        with ssh.connect("box", config=config) as session, ssh.Streams(session) as streams:
+            return {"raw forward, s": _read(session, port), "raw forward over the relay, s": _read(streams, port)}
     finally:
         server.kill()
         server.communicate()
+
+
+def _read(carrier: Any, port: int) -> float:
+    from nbkit import ssh
+
+    with ssh.forward(carrier, port) as forward:
+        began, left = time.perf_counter(), BYTES
+        with socket.create_connection(("127.0.0.1", forward.local_port)) as line:
+            while left > 0:
+                got = len(line.recv(1 << 20))
+                assert got
+                left -= got
+        return time.perf_counter() - began
 
 
 async def measure(kind: str, config: str, folder: Path) -> None:
@@ -68,7 +75,7 @@ async def measure(kind: str, config: str, folder: Path) -> None:
         if line == "all":
             told["100 MB array, s"] = await _run(client, _SEND)
             if kind == "nbkit":
-                told["raw forward, s"] = await asyncio.to_thread(_raw, config)
+                told |= await asyncio.to_thread(_raw, config)
         print(json.dumps(told), flush=True)
     client.stop_channels()
     with contextlib.suppress(Exception):
