@@ -23,6 +23,8 @@ from nbkit.ssh.there.spool import Spool
 IDLE_S = 900.0  # without a session; then it ends
 KEEP_S = 24 * 3600.0  # a client may be away so long
 DISK = 1 << 30  # bytes of the spool
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_KEPT_FREE = 16 << 20
 _TICK_S = 1.0
 _SAY_AGAIN_S = 60.0
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
@@ -282,9 +284,23 @@ def boot() -> str:
     return ""
 
 
+def keep_freed_memory() -> None:
+    """Have glibc keep a window's worth of freed memory for the next bytes.
+
+    By itself it gives each large block back to the system, and takes it anew page by page: a tenth of a large transfer's time.
+    """
+    with contextlib.suppress(Exception):  # another C library
+        import ctypes
+
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_FREE)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_FREE)
+
+
 def serve(listener: socket.socket, limits: Dict[str, Any]) -> None:
     """Run a relay on a socket that listens."""
     os.umask(0o077)
+    keep_freed_memory()
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
