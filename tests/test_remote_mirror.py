@@ -18,6 +18,7 @@ from nbkit.remote import connect, mirror, work
 from nbkit.widgets.feed import Feed
 from nbkit.widgets.live import watch
 from nbkit.widgets.summary import summary
+from tests import works
 from tests.waiting import until
 from tests.widget_kernel import VIEW, custom_in, is_frozen, shown_by
 from tests.works import finished
@@ -41,12 +42,12 @@ recorder.close()
 """
 
 
-@pytest.fixture
-def box(server, tmp_path, monkeypatch):
-    monkeypatch.setenv("NBKIT_STATE", str(tmp_path / "state"))
+box = works.box
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("NBKIT_CACHE", str(tmp_path / "cache"))
-    with connect("box", config=server.config, python=shlex.quote(sys.executable)) as box:
-        yield box
 
 
 @pytest.fixture

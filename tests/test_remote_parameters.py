@@ -35,6 +35,16 @@ def test_no_name_is_wrong_usage(pair):
     assert 2 == caught.value.exit_code
 
 
+@pytest.mark.parametrize("text", ["[q_proj, v_proj]", "{'a': 1}", '{"a": NaN}', "[1, 2,]"])
+def test_a_list_that_cannot_be_read_is_wrong_usage(text):
+    """It is not taken for a text in silence; how to write the list, and how the text, is said."""
+    with pytest.raises(NbkitError, match="looks like a list or a dictionary, and is no JSON") as caught:
+        parameters.parse([f"K={text}"])
+    assert 2 == caught.value.exit_code
+    assert 'TARGETS=["q_proj", "v_proj"]' in caught.value.hint
+    assert text == parameters.scalar(f"'{text}'") or "'" in text
+
+
 class TestInject:
     def test_goes_after_the_tagged_cell(self):
         """The values stand in a cell of their own, after the defaults, and replace what was injected before."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
+import threading
 from itertools import pairwise
 
 import pytest
@@ -25,18 +27,28 @@ def text(path):
     return path.read_text() if path.exists() else ""
 
 
-def test_changes_arrive_also_after_a_cut(server, tmp_path, monkeypatch):
-    """New, changed and removed files are there soon after; one that was changed while the link was cut, too. Ctrl-C ends it."""
-    monkeypatch.setenv("NBKIT_STATE", str(tmp_path / "state"))
-    here, there = tmp_path / "project", server.folder / "project"
-    (here / "src").mkdir(parents=True)
-    (here / "src" / "a.py").write_text("1")
+@contextlib.contextmanager
+def syncing(server, here, there):
+    """`nbkit sync --watch --delete`, as a process."""
     words = [sys.executable, "-m", "nbkit.cli", "sync", str(here), f"box:{there}", "--watch", "--delete", "-F",
              str(server.config)]  # fmt: skip
     process = subprocess.Popen(
         words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.usefixtures("own_folders")
+def test_changes_arrive_also_after_a_cut(server, tmp_path):
+    """New, changed and removed files are there soon after; one that was changed while the link was cut, too. Ctrl-C ends it."""
+    here, there = tmp_path / "project", server.folder / "project"
+    (here / "src").mkdir(parents=True)
+    (here / "src" / "a.py").write_text("1")
+    with syncing(server, here, there) as process:
         until(lambda: text(there / "src" / "a.py") == "1", "the first sync")
         (here / "b.txt").write_text("new")
         until(lambda: text(there / "b.txt") == "new", "a new file")
@@ -51,12 +63,38 @@ def test_changes_arrive_also_after_a_cut(server, tmp_path, monkeypatch):
             assert said[-1], "".join(said)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
-    finally:
-        process.kill()
-        process.communicate()
     assert (130, "") == (process.returncode, out), err
     assert sum(", 1 B in" in line or ", 3 B in" in line or ", 2 B in" in line for line in said) == 3, said
     assert err.startswith(f"Watching {here}; Ctrl-C ends.\n")
+
+
+@pytest.mark.usefixtures("own_folders")
+def test_a_folder_that_never_rests_is_kept_in_step(server, tmp_path):
+    """A log that something writes all the time holds nothing up: other changes arrive, and so does what it has got by then."""
+    here, there = tmp_path / "project", server.folder / "project"
+    here.mkdir()
+    (here / "a.py").write_text("1")
+    over = threading.Event()
+
+    def write():
+        with (here / "train.log").open("a") as log:
+            while not over.wait(0.05):
+                log.write("another line\n")
+                log.flush()
+
+    with syncing(server, here, there):
+        until(lambda: text(there / "a.py") == "1", "the first sync")
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            (here / "a.py").write_text("22")
+            until(lambda: text(there / "a.py") == "22", "a change beside a log that grows")
+            had = len(text(there / "train.log"))
+            until(lambda: len(text(there / "train.log")) > had, "what the log has got since")
+        finally:
+            over.set()
+            writer.join()
+        until(lambda: text(there / "train.log") == text(here / "train.log"), "the whole log")
 
 
 def test_goes_from_here_to_a_box(tmp_path):

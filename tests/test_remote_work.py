@@ -16,29 +16,11 @@ import pytest
 from nbkit.errors import NbkitError, RemoteCommandError
 from nbkit.remote import begun, connect, parcel, work
 from nbkit.remote.there import work as there
-from tests import sshd
+from tests import sshd, works
 from tests.waiting import until
 from tests.works import COUNT, end_all, finished
 
-
-@pytest.fixture
-def box(server, tmp_path, monkeypatch):
-    monkeypatch.setenv("NBKIT_STATE", str(tmp_path / "state"))
-    with connect("box", config=server.config, python=shlex.quote(sys.executable)) as box:
-        yield box
-
-
-@pytest.fixture
-def script(tmp_path):
-    """Write a script into a folder of its own."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-
-    def write(text, name="train.py"):
-        (folder / name).write_text(text)
-        return folder / name
-
-    return write
+box, script = works.box, works.script
 
 
 class TestScript:

@@ -19,17 +19,12 @@ from nbkit.remote import connect, work
 from nbkit.remote.there import notebook as notebook_program
 from nbkit.remote.there import work as there
 from nbkit.training import Run
-from tests import tiny
+from tests import tiny, works
 from tests.recorded import recorded
 from tests.waiting import until
 from tests.works import finished, notebook
 
-
-@pytest.fixture
-def box(server, tmp_path, monkeypatch):
-    monkeypatch.setenv("NBKIT_STATE", str(tmp_path / "state"))
-    with connect("box", config=server.config, python=shlex.quote(sys.executable)) as box:
-        yield box
+box = works.box
 
 
 def written(folder, *cells, name="a.ipynb"):

@@ -1,13 +1,20 @@
-"""Runs that a box carries out on its own: a script and a notebook for them, how one is followed, and how all are ended."""
+"""Runs that a box carries out on its own: the box, a script and a notebook for them, how one is followed and all are ended.
+
+A module takes the fixtures by naming them: `box, script = works.box, works.script`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
+import sys
 from typing import Any
 
-from nbkit.remote import work
+import pytest
+
+from nbkit.remote import connect, work
 from nbkit.remote.there.work import marked
 from tests.sshd import Sshd
 
@@ -18,6 +25,27 @@ for number in range(int(sys.argv[1])):
     print("line", number, flush=True)
     time.sleep(float(sys.argv[2]))
 """
+
+
+@pytest.fixture
+def box(server, tmp_path, monkeypatch):
+    """A connection to the server, with this Python there; what is remembered here stays in this test."""
+    monkeypatch.setenv("NBKIT_STATE", str(tmp_path / "state"))
+    with connect("box", config=server.config, python=shlex.quote(sys.executable)) as box:
+        yield box
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Write a script into a folder of its own."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+
+    def write(text, name="train.py"):
+        (folder / name).write_text(text)
+        return folder / name
+
+    return write
 
 
 def notebook(*cells: str | tuple[str, str], language: str = "python", minor: int = 5) -> dict[str, Any]:

@@ -79,6 +79,7 @@ def _row(work: Work) -> tuple[Any, ...]:
     at += [f"step {training['step']}/{training['max_steps']}"] if training else []
     cause = (
         work.failed_cell
+        or ("its folder was deleted there" if work.removed else "")
         or work.filled.partition(":")[0]
         or (training or {}).get("cause")
         or (f"exit {work.exit_code}" if work.state == "failed" else "")

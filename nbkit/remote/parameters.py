@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import json
 import keyword
 import math
@@ -38,7 +37,10 @@ def parse(pairs: Iterable[str]) -> dict[str, Any]:
 
 
 def scalar(text: str) -> Any:
-    """One value; see `parse`."""
+    """One value; see `parse`.
+
+    Raises: NbkitError (2) for what has the brackets of a list or a dictionary and cannot be read as JSON.
+    """
     text = text.strip()
     if text in _WORDS:
         return _WORDS[text]
@@ -48,10 +50,21 @@ def scalar(text: str) -> Any:
         return float(text)
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         return text[1:-1]
-    if text[:1] in {"[", "{"}:
-        with contextlib.suppress(ValueError):
-            return json.loads(text)
+    if (text[:1], text[-1:]) in {("[", "]"), ("{", "}")}:
+        try:
+            return json.loads(text, parse_constant=_no_constant)
+        except ValueError as error:
+            raise NbkitError(
+                f"{text!r} looks like a list or a dictionary, and is no JSON: {error}.",
+                hint="""names in double quotes, all in single ones: -p 'TARGETS=["q_proj", "v_proj"]'      """
+                """(a text: -p "K='[text]'")""",
+                exit_code=2,
+            ) from error
     return text
+
+
+def _no_constant(word: str) -> None:
+    raise ValueError(f"{word} is no number of JSON's")
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from nbkit.remote.transfer import Source, Transferred, sync
 LOOK_S = 0.5  # between looks; longer for a folder that takes long to look at
 _SHARE = 0.1  # of the time is spent looking, at most
 _CALM_S = 0.3  # an editor writes a file in several steps
+_BUSY_S = 3.0  # where something is written all the time, there is no calm to wait for
 _AGAIN_S = 5.0
 Seen = dict[str, tuple[int, int, int]]
 
@@ -79,7 +80,7 @@ def _held(box: Box) -> Iterator[None]:
 
 
 def _changed(folder: str, before: Seen, ended: Callable[[], bool], latest: float = float("inf")) -> Seen:
-    """Wait until the folder is no longer as it was and has come to rest, or until `latest`; how it is then."""
+    """Wait until the folder is no longer as it was and has come to rest (or does not), or until `latest`; how it is then."""
     took = 0.0
     while time.monotonic() < latest and not ended():
         time.sleep(max(LOOK_S, took / _SHARE))
@@ -89,8 +90,8 @@ def _changed(folder: str, before: Seen, ended: Callable[[], bool], latest: float
         while now != before:
             time.sleep(_CALM_S)
             later = seen(folder)
-            if later == now:
-                return now
+            if later == now or time.monotonic() - start > _BUSY_S:
+                return later
             now = later
     return before
 

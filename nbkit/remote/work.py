@@ -86,6 +86,11 @@ class Work:
             else ""
         )
 
+    @property
+    def removed(self) -> bool:
+        """True where its folder was deleted there while it is at work: what it writes is lost."""
+        return bool(self.about.get("removed"))
+
     def again(self) -> Work:
         """As it is now."""
         return find(self.box, self.id)
@@ -101,9 +106,11 @@ class Work:
             say: Told when the link goes and comes.
 
         Returns: The run as it is then.
-        Raises: UnreachableError when the link does not come back; RemoteCommandError when there is no such run any more.
+        Raises: UnreachableError when the link does not come back; RemoteCommandError when there is no such run any more, or
+            its folder was deleted before it ended.
         """
-        at, ended = 0, None
+        at = 0
+        ended: dict[str, Any] | None = None
 
         def take(told: dict[str, Any]) -> bool:
             nonlocal at, ended
@@ -119,7 +126,12 @@ class Work:
             take,
             say=say,
         )
-        return Work(self.box, self.id, dict(ended or self.about))
+        if ended is None:
+            raise RemoteCommandError(
+                f"{self.id} on {self.box.host} has ended, and its folder was deleted there: how it ended is not known.",
+                hint=f"nbkit runs --on {self.box.host}",
+            )
+        return Work(self.box, self.id, ended)
 
     def stop(self, grace_s: float = GRACE_S) -> list[str]:
         """Ask it to end: its training runs finish their step and save; SIGTERM after `grace_s`, at once without one.

@@ -93,15 +93,21 @@ def hold(folder: str) -> Any:
     raise ProblemError("%s is at work already" % os.path.basename(folder), "nbkit runs --on HOST")
 
 
-def marked(folder: str) -> List[int]:
-    """Every process that the run started, at any depth, by the mark in its environment; this one is left out."""
-    mark, found = ("%s=%s" % (MARK, folder)).encode(), []
+def marks() -> Dict[str, List[int]]:
+    """The processes that runs started, at any depth, by the mark in their environment: folder -> pids. This one is left out."""
+    mark, found = ("%s=" % MARK).encode(), {}  # type: Tuple[bytes, Dict[str, List[int]]]
     for name in os.listdir("/proc") if os.path.isdir("/proc/self") else ():
         if name.isdigit() and int(name) != os.getpid():
             with contextlib.suppress(OSError), open("/proc/%s/environ" % name, "rb") as file:
-                if mark in file.read().split(b"\0"):
-                    found.append(int(name))
+                for word in file.read().split(b"\0"):
+                    if word.startswith(mark):
+                        found.setdefault(os.fsdecode(word[len(mark) :]), []).append(int(name))
     return found
+
+
+def marked(folder: str) -> List[int]:
+    """Every process that the run started, at any depth; this one is left out."""
+    return marks().get(folder, [])
 
 
 def lives(folder: str, status: Dict[str, Any]) -> bool:
@@ -165,10 +171,13 @@ def described(folder: str) -> Optional[Dict[str, Any]]:
     """All that is known of a run; None where nothing was begun.
 
     `state` is running, stopping, done, failed, stopped, or lost: ended without a word (killed, or the box was restarted).
+    `removed` is true where somebody deleted its folder while it was at work.
     """
     about = read_json(os.path.join(folder, "job.json"))
     if not isinstance(about, dict):
-        return None
+        about = _without_folder(folder, marked(folder))
+        if about is None:
+            return None
     running = goes_on(folder)  # asked first: what it wrote last is read
     end = read_json(os.path.join(folder, "end.json"))
     asked = os.path.exists(os.path.join(folder, "stop.json"))
@@ -190,10 +199,24 @@ def described(folder: str) -> Optional[Dict[str, Any]]:
     }  # fmt: skip
 
 
+def _without_folder(folder: str, pids: List[int]) -> Optional[Dict[str, Any]]:
+    """What is known of a run whose folder was deleted under it: its processes carry the name; None without any."""
+    name = os.path.basename(folder)
+    began = []
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            began.append(os.stat("/proc/%d" % pid).st_mtime)
+    if not began or not _ID.match(name):
+        return None
+    return {"file": name[16:], "kind": "unknown", "started": min(began), "removed": True}
+
+
 def every() -> List[Dict[str, Any]]:
-    """All runs, the newest first."""
+    """All runs, the newest first; those too whose folder was deleted while they are at work."""
     folder = root()
-    found = [described(os.path.join(folder, name)) for name in os.listdir(folder)]
+    names = {name for name in os.listdir(folder) if os.path.exists(os.path.join(folder, name, "job.json"))}
+    names.update(os.path.basename(path) for path in marks() if os.path.dirname(path) == folder)
+    found = [described(os.path.join(folder, name)) for name in names]
     return sorted((one for one in found if one), key=lambda one: (one["started"], one["id"]), reverse=True)
 
 

@@ -127,11 +127,13 @@ def stop(request: Dict[str, Any]) -> Dict[str, Any]:
     if about["state"] not in ("running", "stopping"):
         return {**about, "asked": False, "training": []}
     training = [os.path.basename(path) for path in work.at_work(about["folder"])]
+    os.makedirs(about["folder"], mode=0o700, exist_ok=True)  # deleted, it is still where its watcher looks
     work.write_json(os.path.join(about["folder"], "stop.json"), {"grace_s": request["grace_s"], "at": time.time()})
-    if not work.held(about["folder"]):  # nobody watches over it any more
+    if not work.held(about["folder"]):  # nobody watches over it any more: asked once more, it is killed
+        number = signal.SIGTERM if about["state"] == "running" else signal.SIGKILL
         for pid in work.marked(about["folder"]):
             with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGTERM)
+                os.kill(pid, number)
     return {**about, "asked": True, "training": training}
 
 
