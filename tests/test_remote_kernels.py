@@ -320,11 +320,12 @@ class TestVerbs:
         assert [("gpu", "box", "leave", "add")] == [
             (each["name"], each["host"], each["on_close"], each["by"]) for each in json.loads(out)
         ]
-        jupyter.start_kernel(
+        started = jupyter.start_kernel(
             box, "1111-2222", ["python", "-m", "ipykernel_launcher", "-f", "{connection_file}"], {}, "k"
         )
         code, out, _ = self.run("list", "box", *where)
         assert "1111-222" in out
+        assert f" {started['pid']} " in out  # to be pasted behind `kill`: a number, not a quantity
         code, out, err = self.run("attach", "box", "1111", *where, "--json")
         assert "1111-2222" == json.loads(out)["running"]
         code, _, err = self.run("rm", "box")

@@ -100,7 +100,7 @@ def list_(host: str | None, config: str | None, python: str, as_json: bool) -> N
         click.echo(json.dumps(there, indent=2))
         return
     if there:
-        running = [(each["id"][:8], each["pid"] or "", *_described(each)) for each in there]
+        running = [(each["id"][:8], str(each["pid"] or ""), *_described(each)) for each in there]
         click.echo(str(Table(("id", "pid", "kernel", "state", "since"), running)))
     else:
         click.echo(f"No kernel of ours runs on {host}.", err=True)

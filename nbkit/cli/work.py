@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 @click.command(
     help=f"Run a notebook, a Python script or a recipe on a box, and show here what it prints.\n\n{HOST} FILE goes there, "
-    "with what --with names and, where that Python lacks it, nbkit itself, into a folder of its own, where it works. It "
-    "needs no connection: Ctrl-C, a cut or a closed laptop leave it running, and nbkit attach returns to it, from any "
-    "machine. What --with names keeps its place below FILE's folder, or comes to lie beside FILE.\n\n"
+    "with the modules beside it that it imports, what --with names and, where that Python lacks it, nbkit itself, into a "
+    "folder of its own, where it works. It needs no connection: Ctrl-C, a cut or a closed laptop leave it running, and nbkit "
+    "attach returns to it, from any machine. Nothing is typed to it: input() ends with EOFError. What --with names keeps its "
+    "place below FILE's folder, or comes to lie beside FILE.\n\n"
     "A notebook (.ipynb) is executed with nbclient, there; the file is written after each cell and brought back at the "
     "end. A recipe (.yaml) is what `trl sft --config` reads: a run's config.yaml with dataset_name added.\n\n"
     "\b\nExamples:\n  nbkit run train.ipynb --on gpu-box --param STEPS=200 --param LR=1e-4\n"
@@ -54,7 +55,7 @@ def run(
     from nbkit.remote import connect, parameters, parcel, work
 
     values = parameters.parse(params)
-    parcel.prepare(file, values, needs)  # what is wrong with it is said before anything is dialled
+    parcel.prepare(file, values, needs, arguments)  # what is wrong with it is said before anything is dialled
     given: dict[str, Any] = {"parameters": values, "arguments": arguments, "needs": needs}
     config = str(Path(config).absolute()) if config else ""
     with terminated_as_interrupted(), connect(host, config=config or None, python=python) as box:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,12 +14,13 @@ from typing import Any
 
 from nbkit import __version__
 from nbkit.errors import NbkitError
-from nbkit.remote import locked, parameters
+from nbkit.remote import beside, locked, parameters
 from nbkit.remote.box import Box
 from nbkit.remote.transfer import Progress, push, sync
 
 OLDEST = (3, 11)  # for nbkit's own code
 KINDS = {".ipynb": "notebook", ".py": "script", ".yaml": "recipe", ".yml": "recipe"}
+_SHOWN = 4
 _NEEDS = {"notebook": ("nbclient", "nbformat", "ipykernel"), "script": (), "recipe": ("trl",)}
 
 
@@ -28,6 +31,7 @@ class Parcel:
     Attributes:
         kind: notebook, script or recipe.
         more: Other paths here, and where each goes, below the folder that the file goes to.
+        code: Files here that it imports, by where they go.
         content: What is sent in place of the file's own content; None for that.
         notes: What is to be said to the user.
     """
@@ -35,12 +39,18 @@ class Parcel:
     path: Path
     kind: str
     more: dict[Path, str] = field(default_factory=dict)
+    code: dict[str, Path] = field(default_factory=dict)
     content: str | None = None
     notes: list[str] = field(default_factory=list)
 
 
-def prepare(file: str | Path, values: Mapping[str, Any], needs: Iterable[str | Path]) -> Parcel:
+def prepare(
+    file: str | Path, values: Mapping[str, Any], needs: Iterable[str | Path], arguments: Iterable[str] = ()
+) -> Parcel:
     """Look at the file and what it needs, before anything is dialled.
+
+    Modules beside a script or notebook that it imports go along. Of data it is only said that it stays here: what a text in
+    the code, or one of `values` and `arguments`, names may be what is read, or what is to be written.
 
     Raises: NbkitError (2) for what cannot be run so.
     """
@@ -67,7 +77,36 @@ def prepare(file: str | Path, values: Mapping[str, Any], needs: Iterable[str | P
         raise NbkitError(
             "--param is for notebooks and recipes.", hint=f"nbkit run {path} --on HOST -- --your-option", exit_code=2
         )
+    if kind != "recipe":
+        _beside(parcel, [*values.values(), *arguments])
     return parcel
+
+
+def _beside(parcel: Parcel, values: Iterable[Any]) -> None:
+    """What lies beside it and is not sent by name: modules go along, data is told."""
+    home, name = parcel.path.resolve().parent, parcel.path.name
+    sent = [path.resolve() for path in parcel.more]
+
+    def is_sent(place: str) -> bool:
+        whole = (home / place).resolve()
+        return place == name or any(whole.is_relative_to(each) for each in sent)
+
+    code = beside.code_of(parcel.path, parcel.kind)
+    said = []
+    for module, files in beside.modules(home, code).items():
+        new = [file for file in files if not is_sent(file)]
+        parcel.code |= {file: home / file for file in new}
+        if new:
+            said.append(module if module.endswith(".py") else f"{module}/*.py")
+    if said:
+        goes, it = ("go", "them") if len(said) > 1 else ("goes", "it")
+        parcel.notes.append(f"{', '.join(sorted(said))} {goes} along: {name} imports {it}")
+    stays = [place for place in beside.named(home, code, values) if not is_sent(place) and place not in parcel.code]
+    if stays:
+        shown = ", ".join(stays[:_SHOWN]) + (" and more" if len(stays) > _SHOWN else "")
+        which = " ".join(f"--with {shlex.quote(place)}" for place in stays[:_SHOWN])
+        stay, it = ("stay", "they are") if len(stays) > 1 else ("stays", "it is")
+        parcel.notes.append(f"{name} names {shown}, which {stay} here; if {it} read there: {which}")
 
 
 def _places(path: Path, needs: Iterable[str | Path]) -> dict[Path, str]:
@@ -175,6 +214,12 @@ def send(box: Box, parcel: Parcel, files: str, progress: Callable[[Progress], No
         if path not in folders:
             single.setdefault(f"{files}/{place}".rpartition("/")[0], []).append(path)
     with tempfile.TemporaryDirectory(prefix="nbkit-") as staged:
+        for place, path in parcel.code.items():
+            copy = Path(staged) / "code" / place
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, copy)
+        if parcel.code:
+            sync(box, Path(staged) / "code", files, progress=progress)
         own = parcel.path
         if parcel.content is not None:
             own = Path(staged) / parcel.path.name

@@ -267,14 +267,14 @@ def begin(
     Args:
         parameters: Of a notebook or a recipe.
         arguments: Of a script.
-        needs: More files and folders that go along.
+        needs: More files and folders that go along; modules beside the file that it imports do so by themselves.
         config: The ssh_config that leads there, to be remembered; empty for the user's own.
         say: Told what is worth knowing before it begins.
 
     Raises: NbkitError (2) for what cannot be run; RemoteCommandError for what is missing there; TransferError;
         UnreachableError. Nothing runs then, and what was sent is removed; where that is not certain, `say` is told.
     """
-    given = parcel.prepare(file, parameters or {}, needs)
+    given = parcel.prepare(file, parameters or {}, needs, arguments)
     if arguments and given.kind != "script":
         raise NbkitError(f"A {given.kind} takes no arguments.", hint="--param NAME=VALUE", exit_code=2)
     there = ask(box, verb="look")
