@@ -20,7 +20,7 @@ from nbkit import remote
 from nbkit.errors import RemoteCommandError
 from nbkit.remote import jupyter, kernels
 from nbkit.remote.there import ended, listen
-from tests import jupyter_box
+from tests import jupyter_box, memory_limit
 from tests.chaos.transfer import small_disk
 from tests.jupyter_box import NBKIT, kernels_of, serving
 from tests.notebook_client import Kernel
@@ -28,29 +28,10 @@ from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("own_folders", "entry_point")
 
-server, box = jupyter_box.server, jupyter_box.box
+server, box, cgroup = jupyter_box.server, jupyter_box.box, memory_limit.cgroup
 
 COUNTS = "import time\nfor number in range(100_000):\n    print(number, flush=True)\n    time.sleep(0.02)"
 IPYKERNEL = ["python", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-
-
-@pytest.fixture
-def cgroup():
-    """A memory cgroup of 400 MiB, of either version."""
-    for root, limit in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")):
-        folder = Path(root) / f"nbkit-{os.getpid()}"
-        with contextlib.suppress(OSError):
-            folder.mkdir()
-            if (folder / limit).exists():
-                (folder / limit).write_text(str(400 << 20))
-                yield folder
-                for pid in (folder / "cgroup.procs").read_text().split():  # of a test that failed
-                    os.kill(int(pid), signal.SIGKILL)
-                until(lambda: not (folder / "cgroup.procs").read_text(), "processes are left in the cgroup")  # noqa: B023
-                folder.rmdir()
-                return
-            folder.rmdir()
-    pytest.skip("no memory cgroup can be made here: needs root")
 
 
 def until_restarting(kernel: Kernel) -> list[dict]:

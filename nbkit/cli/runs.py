@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -82,10 +84,18 @@ def _row(work: Work) -> tuple[Any, ...]:
         or ("its folder was deleted there" if work.removed else "")
         or work.filled.partition(":")[0]
         or (training or {}).get("cause")
-        or (f"exit {work.exit_code}" if work.state == "failed" else "")
+        or (_exit(work) if work.state == "failed" else "")
     )
     started = time.strftime("%Y-%m-%d %H:%M", time.localtime(about["started"]))
     return work.id, work.state, ", ".join(at), (training or {}).get("loss"), started, plain(str(cause), 80)
+
+
+def _exit(work: Work) -> str:
+    """Its exit code, and in a word what ended it."""
+    with contextlib.suppress(ValueError):
+        name = signal.Signals(work.exit_code - 128).name
+        return f"exit {work.exit_code}, {name}" + (": memory ran out" if "memory ran out" in work.why else "")
+    return f"exit {work.exit_code}"
 
 
 @click.command(

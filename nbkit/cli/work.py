@@ -105,6 +105,8 @@ def _end(work: Work, *, as_json: bool) -> None:
     say(f"{about['file']} {words[work.state]}{took}.")
     if work.failed_cell:
         say(f"  Where: {work.failed_cell}")
+    if work.why:
+        say(f"  Why:   {work.why}")
     if work.filled:
         say(f"  Note:  {work.filled}")
     if work.state in {"failed", "lost"}:

@@ -78,6 +78,11 @@ class Work:
         return plain(f"cell {cell['number']} ({cell['line']}): {cell['error']}", 600) if cell else ""
 
     @property
+    def why(self) -> str:
+        """Which signal ended it, and whether memory ran out; empty where it ended by itself, or was asked to."""
+        return plain(str((self.about.get("end") or {}).get("why") or ""), 600)
+
+    @property
     def filled(self) -> str:
         """A sentence where the disk there took no more when it ended; empty otherwise."""
         return (
@@ -302,7 +307,7 @@ def begin(
 def _order(given: parcel.Parcel, arguments: Sequence[str], values: Mapping[str, Any], code: str) -> dict[str, Any]:
     """What the box's side is told: the command, its environment, what is written down of it."""
     file = given.path.name
-    programs = {"supervise": f"import sys\nREQUEST = sys.argv[1]\n{program.bundle('work', 'supervise')}"}
+    programs = {"supervise": f"import sys\nREQUEST = sys.argv[1]\n{program.bundle('ended', 'work', 'supervise')}"}
     if given.kind == "notebook":
         programs["notebook"] = program.text("notebook")
         argv = ["{python}", "-u", "{folder}/notebook.py", "{folder}", file]

@@ -1,4 +1,4 @@
-"""What became of a kernel, in plain words: how its process ended, and whether memory ran out."""
+"""What became of a kernel or a run, in plain words: how its process ended, and whether memory ran out."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import time
 from typing import Any, Iterator, Optional
 
+LEAST_S = 4.0  # what Linux has counted within so long belongs to the end
 _GIB = 1 << 30
 _V1 = "/sys/fs/cgroup/memory"
 _V2 = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
@@ -71,7 +72,7 @@ def size(count: int) -> str:
     return "%.1f GiB" % (count / _GIB) if count >= _GIB else "%d MiB" % (count >> 20)
 
 
-def words(status: int, peak: int, ooms: Optional[int], most: Optional[int]) -> str:
+def words(status: int, peak: int, ooms: Optional[int], most: Optional[int], what: str = "The kernel") -> str:
     """One or two sentences.
 
     Args:
@@ -79,16 +80,17 @@ def words(status: int, peak: int, ooms: Optional[int], most: Optional[int]) -> s
         peak: The most bytes of memory that the process had.
         ooms: Processes killed for want of memory while it ended; None where the machine does not tell.
         most: Bytes that its cgroup may take.
+        what: Begins the sentence.
     """
     at, host = time.strftime("%H:%M:%S"), platform.node() or "the box"
     if status >= 0:
-        return "The kernel ended by itself at %s on %s, with exit status %d." % (at, host, status)
+        return "%s ended by itself at %s on %s, with exit status %d." % (what, at, host, status)
     try:
         name = signal.Signals(-status).name
     except ValueError:
         name = "a signal"
     did = "was killed" if -status in (signal.SIGKILL, signal.SIGTERM) else "crashed"
-    said = "The kernel %s at %s on %s (%s, signal %d)" % (did, at, host, name, -status)
+    said = "%s %s at %s on %s (%s, signal %d)" % (what, did, at, host, name, -status)
     had = "it had %s at most" % size(peak)
     if status != -signal.SIGKILL:
         return "%s; %s." % (said, had)
@@ -101,6 +103,24 @@ def words(status: int, peak: int, ooms: Optional[int], most: Optional[int]) -> s
         said,
         had,
     )
+
+
+class Kills:
+    """Processes that Linux killed for want of memory of late: what belongs to an end, not to the hours before."""
+
+    def __init__(self) -> None:
+        self._older = self._newer = oom_kills()
+        self._ticked = time.monotonic()
+
+    def tick(self) -> None:
+        """To be called now and then."""
+        if time.monotonic() > self._ticked + LEAST_S:
+            self._older, self._newer, self._ticked = self._newer, oom_kills(), time.monotonic()
+
+    def late(self) -> Optional[int]:
+        """How many; None where the machine does not tell."""
+        now = oom_kills()
+        return None if now is None else now - (self._older or 0)
 
 
 def facts(status: int, peak: int, ooms: Optional[int]) -> dict[str, Any]:

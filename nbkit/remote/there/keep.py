@@ -19,7 +19,6 @@ from typing import Any
 from nbkit.remote.there import ended, listen
 
 TICK_MS = 2000
-LEAST_S = 4.0  # what Linux has counted within so long belongs to the end
 SETTLE_MS = 200
 
 
@@ -50,7 +49,7 @@ def main(request: dict[str, Any]) -> None:
 
     ear = hearing(base, pid, comms=not any("ipykernel" in word for word in request["argv"]))  # it names their topic so
     found: Any = None
-    older, newer, ticked = ended.oom_kills(), ended.oom_kills(), time.monotonic()
+    kills = ended.Kills()
     while found is None:
         if ear is None:
             found = os.wait4(pid, 0)
@@ -59,14 +58,12 @@ def main(request: dict[str, Any]) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(wake, 64)
         found = over(pid)
-        if time.monotonic() > ticked + LEAST_S:
-            older, newer, ticked = newer, ended.oom_kills(), time.monotonic()
+        kills.tick()
     while ear is not None and ear.hear(SETTLE_MS):
         pass  # what it said last
     status = found[1]
     code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-    kills = ended.oom_kills()
-    facts = ended.facts(code, found[2].ru_maxrss << 10, None if kills is None else kills - (older or 0))
+    facts = ended.facts(code, found[2].ru_maxrss << 10, kills.late())
     tell(base, end, ear, facts)
 
 

@@ -3,7 +3,8 @@
 A process and a session of its own: no connection's end ends it. It holds the run's lock, which it was started with. Asked to stop
 (stop.json), it puts STOP into the training runs that are at work, so that they finish their step and save; what is still
 there after the grace gets SIGTERM, and SIGKILL `KILL_S` later. Without a training run SIGTERM comes at once. A run has
-ended when its program has, and every training run that it left in a process of its own.
+ended when its program has, and every training run that it left in a process of its own; one that was asked to end leaves no
+process at all.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import shutil
 import signal
 import stat
@@ -19,7 +21,7 @@ import sys
 import time
 from typing import Any, Dict, List, Optional
 
-from nbkit.remote.there import work
+from nbkit.remote.there import ended, work
 
 EVERY_S = 0.1
 SLOWLY_S = 1.0  # for what reads /proc
@@ -32,9 +34,11 @@ class Watch:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
+        self._swept = False  # what outlived the program got SIGTERM
         self.terminated = False  # this process got SIGTERM: the box is going down
         self.asked: Optional[Dict[str, Any]] = None
         self._termed = self._looked = 0.0
+        self._kills = ended.Kills()
         plan = work.read_json(os.path.join(folder, "start.json"))
         with open(os.path.join(folder, "log"), "ab") as log, open(os.devnull, "rb") as nothing:
             self.child = subprocess.Popen(
@@ -59,12 +63,31 @@ class Watch:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.child.wait(EVERY_S)
             over = self.child.returncode is not None
-            if over and not work.at_work(self.folder):
+            if over and not work.at_work(self.folder) and (self.asked is None or self._nothing_left()):
                 code = int(self.child.returncode)
                 return 128 - code if code < 0 else code
             if over:
                 time.sleep(SLOWLY_S)
+            self._kills.tick()
             self._heed()
+
+    def why(self) -> str:
+        """What ended it, where that was neither itself nor somebody who asked; to be called when it has ended."""
+        code, ooms = int(self.child.returncode), self._kills.late()
+        if self.asked or not code:
+            return ""
+        if code < 0:
+            peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10
+            return ended.words(code, peak, ooms, ended.limit(), "The program")
+        return "Memory ran out there as it ended: Linux killed a process for it." if ooms else ""
+
+    def _nothing_left(self) -> bool:
+        """True when no process of it is there; those in sessions of their own get SIGTERM like the others."""
+        left = work.marked(self.folder)
+        if left and not self._swept:
+            self._swept, self._termed = True, time.monotonic()
+            self._signal(signal.SIGTERM, left)
+        return not left
 
     def _heed(self) -> None:
         """Do what a request to stop asks for by now."""
@@ -140,7 +163,7 @@ def main(folder: str) -> None:
     """Watch until the end."""
     os.umask(0o077)
     began = time.time()
-    said = ""
+    why = ""
     watch = None
     reserve = os.path.join(folder, "reserve")
     try:
@@ -150,10 +173,11 @@ def main(folder: str) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda *_: setattr(watch, "terminated", True))
         code = watch.wait()
+        why = watch.why()
     except OSError as error:
-        code, said = 126, "%s: %s" % (error.filename, error.strerror)
+        code = 126
         with contextlib.suppress(OSError), open(os.path.join(folder, "log"), "a") as log:
-            log.write(said + "\n")
+            log.write("%s: %s\n" % (error.filename, error.strerror))
     _tidy(folder)
     full = _is_full(folder)
     with contextlib.suppress(OSError):
@@ -165,6 +189,7 @@ def main(folder: str) -> None:
         "ended": time.time(),
         "asked": bool(watch and watch.asked),
         "full": full,
+        "why": why,
         **told,
     }
     work.write_json(os.path.join(folder, "end.json"), end)

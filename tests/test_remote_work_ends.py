@@ -1,0 +1,74 @@
+"""How a run on a box ended, where it did not do so by itself: what is said, and that nothing of it is left."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+from nbkit.remote import connect, work
+from nbkit.remote.there import work as there
+from tests import memory_limit, works
+from tests.waiting import until
+from tests.works import finished
+
+box, script, cgroup = works.box, works.script, memory_limit.cgroup
+
+APART = """
+import subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", sys.argv[1]], start_new_session=True)
+print("begun", flush=True)
+time.sleep(600)
+"""
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
+
+
+def test_a_signal_is_named(laptop):
+    """Who waits for it and who lists it read which signal it was, and how much memory it had."""
+    (laptop.folder / "a.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)")
+    code, _, err = laptop.run("run", "a.py", "--on", "box", *laptop.options)
+    assert 139 == code
+    assert "  Why:   The program crashed at " in err
+    assert "(SIGSEGV, signal 11); it had " in err
+    assert "exit 139, SIGSEGV" in laptop.run("runs", "--on", "box", *laptop.options)[1]
+
+
+def test_memory_that_ran_out_is_named(server, cgroup, script, tmp_path, monkeypatch):
+    """Linux kills it for want of memory: that is what is said, not only a number."""
+    monkeypatch.setenv("NBKIT_STATE", str(tmp_path / "state"))
+    python = f"echo $$ > {cgroup}/cgroup.procs; {shlex.quote(sys.executable)}"
+    with connect("box", config=server.config, python=python) as box:
+        ended, _ = finished(work.begin(box, script("print(1)\nkept = bytearray(2 << 30)")))
+    assert ("failed", 137) == (ended.state, ended.exit_code)
+    assert "because memory ran out, the 400 MiB that its cgroup may take; it had " in ended.why
+
+
+def test_what_ended_by_itself_needs_no_words(box, script):
+    """An exit code says it; neither does an end that was asked for need any."""
+    ended, _ = finished(work.begin(box, script("raise SystemExit(3)")))
+    assert (3, "") == (ended.exit_code, ended.why)
+    found = work.begin(box, script("import time\nprint(1, flush=True)\ntime.sleep(600)"))
+    found.stop()
+    assert ("stopped", "") == ((ended := finished(found)[0]).state, ended.why)
+
+
+def test_stop_ends_what_has_a_session_of_its_own(box, script):
+    """A launcher's workers, say: with the program they get SIGTERM, and the run has ended when they have."""
+    found = work.begin(box, script(APART), arguments=["import time; time.sleep(600)"])
+    until(lambda: len(there.marked(found.about["folder"])) == 2)
+    found.stop()
+    ended, _ = finished(found)
+    assert ("stopped", 143) == (ended.state, ended.exit_code)
+    assert [] == there.marked(found.about["folder"])
+
+
+def test_stop_kills_what_does_not_heed(box, script):
+    """What ignores SIGTERM is killed half a minute later; until then the run is stopping."""
+    found = work.begin(box, script(APART), arguments=[DEAF])
+    until(lambda: "deaf" in Path(found.about["folder"], "log").read_text())
+    found.stop()
+    until(lambda: len(there.marked(found.about["folder"])) == 1, "the program did not end")
+    assert "stopping" == found.again().state
+    ended, _ = finished(found)
+    assert "stopped" == ended.state
+    assert [] == there.marked(found.about["folder"])
