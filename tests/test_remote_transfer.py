@@ -301,7 +301,7 @@ class TestRefusals:
         said = bytearray()
         sent = frames.Frames(lambda view: 0, said.extend)
         sent.put_json(frames.TREE, rows)
-        sent.put_json(frames.TREE_END, {"notes": [], "contents": False})
+        sent.put_long_json(frames.TREE_END, {"notes": [], "contents": False, "many": False, "left": [], "failed": []})
         sent.flush()
         stream = memoryview(bytes(said))
 
@@ -325,7 +325,7 @@ class TestRefusals:
         (tmp_path / "elsewhere").mkdir()
         (tmp_path / "u").mkdir()
         (tmp_path / "u/d").symlink_to(tmp_path / "elsewhere")
-        with pytest.raises(TransferError, match="is no folder, and a folder was to go there"):
+        with pytest.raises(TransferError, match="is a link, and a folder was to go there"):
             remote.sync(box, tmp_path / "t", str(tmp_path / "u"))
         assert [] == list((tmp_path / "elsewhere").iterdir())
 
@@ -350,7 +350,7 @@ class TestRefusals:
     def test_two_writers_of_one_file(self, box, tmp_path):
         """The second transfer to a name is refused while the first holds its part."""
         part = Part(os.fsencode(tmp_path / "b"), go_on=False)
-        with pytest.raises(TransferError, match="another transfer is writing"):
+        with pytest.raises(TransferError, match=r"^Another transfer is writing"):
             remote.push(box, put(tmp_path / "a", 5), str(tmp_path / "b"))
         part.leave()
 
@@ -382,13 +382,11 @@ class TestRefusals:
             remote.sync(box, str(tmp_path / "a"), Path.home(), down=True, delete=True)
 
     def test_a_name_is_written_as_it_is(self, box, tmp_path, monkeypatch):
-        """No letter of it becomes a capital because it begins a sentence; a pattern is said to be none."""
+        """No letter of it becomes a capital because it begins a sentence."""
         monkeypatch.chdir(tmp_path)
         os.mkfifo("pipe")
         with pytest.raises(TransferError, match=r"^pipe is neither a file nor a folder"):
             remote.push(box, "pipe", str(tmp_path / "b"))
-        with pytest.raises(TransferError, match=r"(?s)cannot read .*a pattern is not filled in there"):
-            remote.pull(box, f"{tmp_path}/*.jsonl", tmp_path)
 
     def test_no_python_there(self, server, tmp_path):
         """A box without that Python is said to have none."""

@@ -85,11 +85,13 @@ def push(
 
 @click.command(
     help=f"Fetch files and folders from a host, or what a run wrote there.\n\n{HOST} DST is a folder that they go into, or the "
-    f"new name of the only one. {_CHECKED}\n\nRUN is what nbkit run began, by its id, the start of one or the name of its file: "
+    f"new name of the only one. A quoted pattern is filled in on the host. {_CHECKED}\n\n"
+    "RUN is what nbkit run began, by its id, the start of one or the name of its file: "
     "what it wrote, its executed notebook and its log go into DST/RUN  [default: here], what it trained to the runs that "
     "nbkit runs lists. What was sent stays there.\n\n"
     "\b\nExamples:\n  nbkit pull gpu-box:runs/20261130-tickets/adapter .\n"
     "  nbkit pull gpu-box:a.log gpu-box:b.log logs/ --parents\n"
+    "  nbkit pull 'gpu-box:results/*.jsonl' .\n"
     "  nbkit pull train --on gpu-box"
 )
 @click.argument("words", nargs=-1, required=True, metavar="HOST:SRC... DST | RUN [DST]", shell_complete=complete_places)
@@ -150,7 +152,7 @@ def _pull_run(words: tuple[str, ...], host: str, config: str | None, python: str
 )
 @click.argument("source", metavar="SRC", shell_complete=complete_places)
 @click.argument("dst", metavar="DST", shell_complete=complete_places)
-@click.option("--delete", is_flag=True, help="Remove from DST what SRC does not have.")
+@click.option("--delete", is_flag=True, help="Remove from DST what SRC does not have, and what is in its way.")
 @click.option(
     "-w", "--watch", is_flag=True, help="Again whenever something changes here, through lost links, until Ctrl-C."
 )

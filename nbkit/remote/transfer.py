@@ -112,7 +112,7 @@ def push(
     """Send files and folders to the box.
 
     Args:
-        sources: Files or folders here.
+        sources: Files or folders here. A pattern (`*`, `?`, `[`) that is no file's name stands for what it matches.
         dst: There: a folder that they go into, or the new name of the only one; relative to the home folder.
         links: "copy" makes the same link where it stays inside the tree, "follow" sends what it leads to, "skip" neither.
         parents: Make the folders that `dst` lacks.
@@ -160,7 +160,8 @@ def sync(
 
     Args:
         down: From the box to here.
-        delete: Remove from `dst` what `source` does not have; refused where that is the home folder or the root.
+        delete: Remove from `dst` what `source` does not have, and what stands in the way of it (a folder where a file is
+            to go); refused where that is the home folder or the root. What `source` has and does not send stays.
         growing: Take of `.jsonl` files that are being appended to what was there at the start, instead of refusing them.
     """
     if delete and _is_home(os.fspath(dst), here=down):
@@ -328,13 +329,14 @@ def told_by(progress: Callable[[Progress], None] | None, name: str) -> Callable[
 
 def _transferred(done: dict[str, Any], start: float) -> Transferred:
     """Raises: TransferError when a file did not get over."""
-    failed = tuple((plain(str(name)), plain(str(why))) for name, why in done["failed"])
+    failed = [tuple(plain(str(word)) for word in one) for one in done["failed"]]
     if failed:
-        name, why = failed[0]
+        name, why, hint = failed[0]
+        said = f"{name}: {why}" if name else why[:1].upper() + why[1:]
         others = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
-        raise TransferError(
-            f"{name}: {why}{others}. {done['files']} files are over, whole.", hint="mend that, then run it again"
-        )
+        files = int(done["files"])
+        over = f" What could be sent is over, whole: {files} {'file' if files == 1 else 'files'}." if files else ""
+        raise TransferError(f"{said}{others}.{over}", hint=hint or "mend that, then run it again")
     return Transferred(
         files=int(done["files"]),
         bytes=int(done["bytes"]),

@@ -16,6 +16,7 @@ BLOCK = 1 << 20  # bytes that have a sha256 of their own: what a resumed transfe
 _HEAD = struct.Struct(">cI")
 _LARGEST = 4 << 20
 _BUFFER = 1 << 18
+_LONGEST_NAME = 400  # characters of a name in a sentence
 _SHORT = 1 << 12
 _STRIPE = 1 << 17
 
@@ -47,8 +48,9 @@ def raw(name: str) -> bytes:
 
 
 def shown(name: bytes) -> str:
-    """A file's name in a sentence: quoted where it holds what a line cannot."""
+    """A file's name in a sentence: quoted where it holds what a line cannot, of a very long one the end."""
     plain = name.decode("utf-8", "backslashreplace")
+    plain = plain if len(plain) <= _LONGEST_NAME else "…" + plain[-_LONGEST_NAME:]
     return plain if plain.isprintable() and plain == plain.strip() else repr(plain)
 
 
@@ -97,6 +99,13 @@ class Frames:
     def put_json(self, kind: bytes, value: Any) -> None:
         """Send a frame whose body is JSON."""
         self.put(kind, json.dumps(value, separators=(",", ":")).encode())
+
+    def put_long_json(self, kind: bytes, value: Any) -> None:
+        """Send JSON of any length: frames of that kind, an empty one last."""
+        body = json.dumps(value, separators=(",", ":")).encode()
+        for at in range(0, len(body), BLOCK):
+            self.put(kind, body[at : at + BLOCK])
+        self.put(kind)
 
     def flush(self) -> None:
         """Send what waits."""

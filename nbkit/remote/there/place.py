@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 import stat
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Sequence
 
 from nbkit.remote.there.frames import BLOCK, StoppedError, shown
 from nbkit.remote.there.tree import FILE, FOLDER, LINK, Entry, part_of, stays_inside
@@ -14,10 +14,13 @@ from nbkit.remote.there.tree import FILE, FOLDER, LINK, Entry, part_of, stays_in
 FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
-def check(entries: List[Entry], contents: bool) -> None:
-    """Refuse names that lead out of the destination, whoever sent them.
+def check(entries: List[Entry], contents: bool, sources: Sequence[bytes] = ()) -> None:
+    """Refuse names that lead out of the destination, or were not asked for, whoever sent them.
 
     Every name stands below folders that were announced before it, so none can lead through a link or a file.
+
+    Args:
+        sources: What was asked for; not looked at with `contents`.
     """
     kinds: Dict[bytes, str] = {}
     for entry in entries:
@@ -38,6 +41,29 @@ def check(entries: List[Entry], contents: bool) -> None:
                 f"the link {shown(entry.name)} leads out of the destination: refused", "do you trust the sender?"
             )
         kinds[entry.name] = entry.kind
+    strangers = [] if contents or not sources else _not_asked_for([n for n in kinds if b"/" not in n], sources)
+    if strangers:
+        raise StoppedError(f"{shown(strangers[0])} was not asked for: refused", "do you trust the sender?")
+
+
+def _not_asked_for(tops: List[bytes], sources: Sequence[bytes]) -> List[bytes]:
+    """Those of `tops` that no source can be. What `.` or `~` is called only the sender knows: one name each."""
+    last = [os.path.basename(source.rstrip(b"/")) for source in sources]
+    unknown = sum(name in (b"", b".", b"..") or name.startswith(b"~") for name in last)
+    known, patterns = set(last), [name for name in last if any(c in name for c in (b"*", b"?", b"["))]
+    left = [top for top in tops if top not in known]
+    if left and patterns:
+        import fnmatch  # here, not above: a program there that never needs it starts sooner
+
+        left = [
+            top
+            for top in left
+            if not any(
+                fnmatch.fnmatchcase(top, pattern) and (pattern.startswith(b".") or not top.startswith(b"."))
+                for pattern in patterns
+            )
+        ]
+    return left[unknown:]
 
 
 def look(path: bytes) -> Optional[os.stat_result]:

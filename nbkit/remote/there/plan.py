@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import sys
 from typing import Any, Dict, List, NamedTuple, Optional, Set
 
 from nbkit.remote.there.frames import BLOCK, StoppedError, amount, raw, shown
 from nbkit.remote.there.place import explained, look
 from nbkit.remote.there.tree import FILE, FOLDER, LINK, PART, Entry, part_of
 
+OTHER = "device, pipe or socket"
 _SPARE = 1 << 20  # bytes left free for what is not counted: folders, metadata
 
 
@@ -41,11 +43,15 @@ class Plan:
     def __init__(self, request: Dict[str, Any], entries: List[Entry]) -> None:
         self._request = request
         self.same = 0
+        self.in_the_way: List[bytes] = []  # what has to be removed first: only with `delete`
+        self._absent: Set[bytes] = set()  # folders that are not there: nothing needs to be looked up below them
         self.base, renamed = b".", b""
         dst = os.path.expanduser(raw(request["dst"])) or b"."
         one_file = len(entries) == 1 and entries[0].kind == FILE and not request["contents"]
         folder, there = os.path.isdir(dst), os.path.exists(dst)
         into = dst.endswith(b"/") or request["many"] or request["contents"]
+        if there and not folder and not os.path.isfile(dst):
+            raise StoppedError(f"{shown(dst)} is neither a file nor a folder", "name one of these")
         if there and not folder and (into or not one_file):
             raise StoppedError(f"{shown(dst)} is a file, not a folder", "name a folder, or move it aside")
         if folder or into:
@@ -82,14 +88,13 @@ class Plan:
         Raises: StoppedError when something of another kind stands in the way, or the disk has no room.
         """
         found: List[Want] = []
-        absent: Set[bytes] = set()  # folders that are not there: nothing needs to be looked up below them
         number = -1
         for entry in self.entries:
             number += entry.kind == FILE
-            new = entry.name.rpartition(b"/")[0] in absent
+            new = entry.name.rpartition(b"/")[0] in self._absent
             there = None if new else self._look(entry)
             if entry.kind == FOLDER and there is None:
-                absent.add(entry.name)
+                self._absent.add(entry.name)
             if entry.kind != FILE:
                 continue
             if there and self._is_same(there, entry):
@@ -111,10 +116,18 @@ class Plan:
             there = look(path)
         except OSError as error:
             raise explained(error, path) from error
-        if there and stat.S_ISDIR(there.st_mode) != (entry.kind == FOLDER):
-            is_one = "is a folder" if entry.kind != FOLDER else "is no folder"
-            raise StoppedError(f"{shown(path)} {is_one}, and a {entry.kind} was to go there", "move it aside")
-        return there
+        what = _kind(there.st_mode) if there else ""
+        if not there or ((what == FOLDER) == (entry.kind == FOLDER) and what != OTHER):
+            return there
+        if self._request["delete"]:
+            self.in_the_way.append(entry.name)
+            return None
+        hint = "move it aside"
+        if what == LINK and os.path.isdir(path):
+            hint = "name as DST what it leads to, or move it aside"
+        elif self._request["contents"]:
+            hint = "move it aside, or add --delete"
+        raise StoppedError(f"{shown(path)} is a {what}, and a {entry.kind} was to go there", hint)
 
     def _is_same(self, there: os.stat_result, entry: Entry) -> bool:
         equal = stat.S_ISREG(there.st_mode) and there.st_size == entry.size
@@ -136,6 +149,8 @@ class Plan:
         while not os.path.isdir(folder):
             folder = os.path.dirname(folder) or b"."
         found = os.statvfs(folder)
+        if not found.f_blocks:
+            return sys.maxsize  # a file system that does not tell
         return found.f_bavail * found.f_frsize
 
     def make_folders(self) -> None:
@@ -146,7 +161,9 @@ class Plan:
                 try:
                     os.mkdir(path, 0o700)
                 except FileExistsError:
-                    continue
+                    if not os.access(path, os.W_OK | os.X_OK):
+                        with contextlib.suppress(OSError):  # not ours: what is to be written there will say so
+                            os.chmod(path, os.stat(path).st_mode & 0o777 | 0o300)  # until everything is in it
                 except OSError as error:
                     raise explained(error, path) from error
 
@@ -168,10 +185,14 @@ class Plan:
                 made += 1
         return made
 
-    def extra(self) -> List[bytes]:
-        """What is here below the folders that were announced, and was not announced; the topmost name of each."""
-        known = {entry.name for entry in self.entries}
-        folders = [entry.name for entry in self.entries if entry.kind == FOLDER]
+    def too_much(self, left: Set[bytes]) -> List[bytes]:
+        """What is here below the folders that were announced, and the sender has not; the topmost name of each.
+
+        Args:
+            left: What the sender has and does not send.
+        """
+        known = {entry.name for entry in self.entries} | left
+        folders = [e.name for e in self.entries if e.kind == FOLDER and e.name not in self._absent]
         found = []
         for folder in [b"", *folders] if self._request["contents"] else folders:
             with contextlib.suppress(FileNotFoundError):
@@ -192,13 +213,27 @@ class Plan:
             else:
                 os.unlink(path)
 
-    def settle_folders(self) -> None:
-        """Mode and time of each folder, from the inside outwards."""
+    def settle_folders(self) -> List[str]:
+        """Mode and time of each folder, from the inside outwards; notes on those of somebody else, which stay as they are."""
+        notes = []
         for entry in reversed(self.entries):
             if entry.kind == FOLDER:
                 path = self.path(entry.name)
-                os.chmod(path, entry.mode & 0o777)
-                os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns))
+                try:
+                    if os.stat(path).st_mode & 0o777 != entry.mode & 0o777:
+                        os.chmod(path, entry.mode & 0o777)
+                    os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns))
+                except PermissionError:
+                    notes.append(f"{shown(path)} is somebody else's: its mode and time stay as they are")
+        return notes
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISREG(mode):
+        return FILE
+    if stat.S_ISDIR(mode):
+        return FOLDER
+    return LINK if stat.S_ISLNK(mode) else OTHER
 
 
 def _same_time(one_ns: int, other_ns: int) -> bool:

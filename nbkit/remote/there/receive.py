@@ -13,7 +13,7 @@ from nbkit.remote.there import frames as f
 from nbkit.remote.there.delta import NOTHING, basis_of, tell
 from nbkit.remote.there.place import FATAL, Part, check, explained
 from nbkit.remote.there.plan import Plan, Want
-from nbkit.remote.there.tree import Entry
+from nbkit.remote.there.tree import YOURS, Entry
 
 _BATCH_FILES, _BATCH_BYTES = 128, 32 << 20  # fsynced together, then renamed
 _SYNC_THREADS = 8
@@ -41,19 +41,21 @@ class Receiver:
         Raises: StoppedError, or what the streams raise.
         """
         entries = self._announced()
-        check(entries, self._request["contents"])
+        check(entries, self._request["contents"], [f.raw(name) for name in self._request.get("sources", ())])
         self._plan = plan = Plan(self._request, entries)
         wants = plan.wants()
-        extra = plan.extra() if self._request["delete"] else []
+        extra = plan.too_much(self._left) if self._request["delete"] else []
         self._total = sum(want.entry.size for want in wants)
         self._result["same"] = plan.same
         there = sum(want.entry.size for want in wants if want.basis)
         self._link.put_json(f.PLAN_END, {"files": len(wants), "bytes": self._total, "there": there})
         if self._request["dry_run"]:
             self._result["names"] = [f.text(want.entry.name) for want in wants]
-            self._result["deleted"] = [f.text(name) for name in extra]
+            self._result["deleted"] = [f.text(name) for name in plan.in_the_way + extra]
+            self._result["notes"] += [f"{name} {why}" for name, why, _ in self._result["failed"]]
+            self._result["failed"] = []
         else:
-            plan.make_folders()
+            self._make_way()
             if there:
                 threading.Thread(
                     target=self._ask_meanwhile, args=[wants], name="nbkit-transfer-asks", daemon=True
@@ -68,21 +70,39 @@ class Receiver:
                 self._over = True
                 self._flush()
             self._finish(extra)
-        self._link.put_json(f.DONE, self._result)
+        self._link.put_long_json(f.DONE, self._result)
         self._link.flush()
         return self._result
 
     def _announced(self) -> List[Entry]:
         entries: List[Entry] = []
+        rest = b""
         while True:
             kind, body = self._link.take(f.TREE, f.TREE_END)
             if kind == f.TREE_END:
-                said = json.loads(body.decode())
+                rest += body
+                if body:
+                    continue
+                said = json.loads(rest.decode())
                 self._result["notes"] = [str(note) for note in said["notes"]]
+                self._result["failed"] = [[f.shown(f.raw(name)), str(why), YOURS] for name, why in said["failed"]]
+                self._left = {f.raw(name) for name in said["left"]}
                 self._request["contents"] = bool(self._request["contents"] and said["contents"])
+                self._request["many"] = bool(self._request["many"] or said["many"])
+                if said["failed"]:  # below it may well be what would be deleted
+                    self._request["delete"] = False
                 return entries
             for name, what, size, mode, mtime_ns, target in json.loads(body.decode()):
                 entries.append(Entry(f.raw(name), str(what), int(size), int(mode), int(mtime_ns), f.raw(target)))
+
+    def _make_way(self) -> None:
+        """Remove what stands in the way, make the folders."""
+        plan = self._plan
+        try:
+            plan.remove(plan.in_the_way)
+        except OSError as error:
+            raise explained(error, error.filename or plan.base, plan.free()) from error
+        plan.make_folders()
 
     def _ask(self, wants: List[Want]) -> None:
         """Say which files are wanted, and which blocks of them are here already."""
@@ -133,7 +153,8 @@ class Receiver:
 
     def _file(self, want: Want) -> None:
         """Fill and check its part; what is wrong with this one alone does not stop the others."""
-        part, fault = self._open(want)
+        part, refusal = self._open(want)
+        fault = refusal.message if refusal else ""
         try:
             fault = self._content(part, want) or fault
             if part and not fault:
@@ -152,19 +173,22 @@ class Receiver:
             return
         if part:
             part.leave()
-        self._result["failed"].append([f.text(want.entry.name), fault])
+        named = refusal is not None and fault == refusal.message
+        self._result["failed"].append(
+            ["" if named else f.shown(want.entry.name), fault, refusal.hint if refusal and named else ""]
+        )
 
-    def _open(self, want: Want) -> Tuple[Optional[Part], str]:
+    def _open(self, want: Want) -> Tuple[Optional[Part], Optional[f.StoppedError]]:
         """Its part; or none, and why."""
         try:
-            return Part(want.path, go_on=want.basis not in (b"", want.path)), ""
+            return Part(want.path, go_on=want.basis not in (b"", want.path)), None
         except f.StoppedError as error:
-            return None, error.message
+            return None, error
         except OSError as error:
             found = explained(error, want.path, self._plan.free())
             if error.errno in FATAL:
                 raise found from error
-            return None, found.message
+            return None, found
 
     def _content(self, part: Optional[Part], want: Want) -> str:
         """Take the frames of one file, to its end; what is wrong with it, or nothing."""
@@ -234,8 +258,8 @@ class Receiver:
             self._result["links"] = self._plan.make_links()
             if not self._result["failed"]:
                 self._plan.remove(extra)
-                self._result["deleted"] = [f.text(name) for name in extra]
-            self._plan.settle_folders()
+                self._result["deleted"] = [f.text(name) for name in self._plan.in_the_way + extra]
+            self._result["notes"] += self._plan.settle_folders()
         except OSError as error:
             raise explained(error, error.filename or self._plan.base, self._plan.free()) from error
         for path in self._folders:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -55,14 +56,20 @@ class Sender:
         try:
             for at in range(0, len(rows), _AT_ONCE):
                 self._link.put_json(f.TREE, rows[at : at + _AT_ONCE])
-            self._link.put_json(f.TREE_END, {"notes": tree.notes, "contents": tree.contents})
+            failed = [[f.text(name), why] for name, why in tree.failed]
+            left = [f.text(name) for name in tree.left]
+            self._link.put_long_json(
+                f.TREE_END,
+                {"notes": tree.notes, "contents": tree.contents, "many": tree.many, "left": left, "failed": failed},
+            )
             self._link.flush()
             files = [entry for entry in tree.entries if entry.kind == "file"]
             summary = json.loads(self._reply(f.PLAN_END).decode())
             self._total, self._there = summary["bytes"], summary["there"]
             if not self._request["dry_run"]:
                 self._all(files, tree.paths, summary["files"])
-            done: Dict[str, Any] = json.loads(self._reply(f.DONE).decode())
+            said = b"".join(iter(lambda: self._reply(f.DONE), b""))
+            done: Dict[str, Any] = json.loads(said.decode())
         except f.StoppedError:
             raise
         except Exception as error:  # Ctrl-C does not wait
@@ -107,7 +114,7 @@ class Sender:
     def _file(self, entry: Entry, path: bytes, old: Rows) -> None:
         """One file: what the receiver has is named, the rest sent."""
         try:
-            with open(path, "rb", buffering=0) as file:
+            with open(path, "rb", buffering=0, opener=_opened) as file:
                 whole = self._content(file, entry, old)
         except OSError as error:
             self._link.put_json(f.FILE_FAILED, f"cannot be read: {error.strerror}")
@@ -123,7 +130,12 @@ class Sender:
         if not _same(file, entry, grows):
             return b""
         whole = self._against(file, entry, old) if old.size else self._all_of(file, entry)
-        return whole if _same(file, entry, grows) else b""
+        more = not entry.size and not grows and file.read(1)
+        if not _same(file, entry, grows):
+            return b""
+        if more:
+            raise OSError(errno.EINVAL, "it says that it is empty and is not, as files of /proc and /sys do")
+        return whole
 
     def _all_of(self, file: Any, entry: Entry) -> bytes:
         whole, size = hashlib.sha256(), 0
@@ -191,6 +203,11 @@ class Sender:
             assert self._ended is not None
             raise self._ended
         return body
+
+
+def _opened(path: Any, flags: int) -> int:
+    """What stands in the place of the file that was announced may be a pipe now: it is not waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _same(file: Any, entry: Entry, grows: bool) -> bool:

@@ -6,12 +6,13 @@ import errno
 import hashlib
 import os
 import stat
-from typing import Dict, FrozenSet, Iterator, List, NamedTuple, Tuple
+from typing import Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Tuple
 
 from nbkit.remote.there.frames import StoppedError, shown
 
 PART = b".nbkit-part"  # the end of an unfinished file's name
 FILE, FOLDER, LINK = "file", "folder", "link"
+YOURS = "is it yours to read?"
 _HINTS = {errno.ENOENT: "look with: ls -la", errno.ENOTDIR: "is a file named with a / behind it?"}
 
 
@@ -27,12 +28,27 @@ class Entry(NamedTuple):
 
 
 class Tree(NamedTuple):
-    """Everything to send, folders before what is in them; `paths` has where each name is read."""
+    """Everything to send, folders before what is in them; `paths` has where each name is read.
+
+    Attributes:
+        left: Names that are here and not sent; `notes` has why.
+        failed: Names that cannot be read, and why.
+        contents: What a folder holds, without a name for the folder.
+        many: More than one source.
+    """
 
     entries: List[Entry]
     paths: Dict[bytes, bytes]
     notes: List[str]
-    contents: bool  # what a folder holds, without a name for the folder
+    left: List[bytes]
+    failed: List[Tuple[bytes, str]]
+    contents: bool
+    many: bool
+
+    def leave(self, name: bytes, why: str) -> None:
+        """Send it not, and say so."""
+        self.left.append(name)
+        self.notes.append(f"{shown(name)} {why}: left out")
 
 
 def part_of(name: bytes) -> bytes:
@@ -45,14 +61,17 @@ def scan(sources: List[bytes], links: str, contents: bool) -> Tree:
     """Look at the sources.
 
     Args:
+        sources: Where none has that name, a pattern (`*`, `?`, `[`) stands for what it matches; not with `contents`.
         links: "copy" makes the same link there where it stays inside the tree, "follow" sends what it leads to, "skip"
             leaves it out. A source that is itself a link is followed.
         contents: A folder's contents take their own names, not the folder's.
 
     Raises: StoppedError when a source is not there or cannot be read.
     """
+    if not contents:
+        sources = [name for source in sources for name in _matching(source)]
     contents = contents and os.path.isdir(os.path.expanduser(sources[0]))
-    tree = Tree([], {}, [], contents)
+    tree = Tree([], {}, [], [], [], contents, len(sources) > 1)
     for source in sources:
         path = os.path.expanduser(source)
         try:
@@ -60,9 +79,7 @@ def scan(sources: List[bytes], links: str, contents: bool) -> Tree:
             if stat.S_ISDIR(found.st_mode):
                 os.listdir(path)
         except OSError as error:
-            hint = _HINTS.get(error.errno or 0, "is it yours to read?")
-            if b"*" in source:
-                hint = "a pattern is not filled in there: name the files, or the folder that holds them"
+            hint = _HINTS.get(error.errno or 0, YOURS)
             raise StoppedError(f"cannot read {shown(source)}: {error.strerror}", hint) from error
         folder = stat.S_ISDIR(found.st_mode)
         if not folder and not stat.S_ISREG(found.st_mode):
@@ -71,6 +88,8 @@ def scan(sources: List[bytes], links: str, contents: bool) -> Tree:
         if not contents and os.path.basename(path.rstrip(b"/")) not in (b"", b".", b".."):
             top = os.path.basename(path.rstrip(b"/"))
         if top in tree.paths:
+            if os.path.samefile(tree.paths[top], path):
+                continue
             raise StoppedError(
                 f"two sources have the name {shown(top)}", "send them one after the other, to two folders"
             )
@@ -78,6 +97,19 @@ def scan(sources: List[bytes], links: str, contents: bool) -> Tree:
             tree.entries.append(entry)
             tree.paths[entry.name] = where
     return tree
+
+
+def _matching(source: bytes) -> List[bytes]:
+    """The source; where there is none of that name and it is a pattern, what it matches, as a shell would have it."""
+    path = os.path.expanduser(source)
+    if os.path.lexists(path) or not any(c in path for c in (b"*", b"?", b"[")):
+        return [source]
+    import glob  # here, not above: a program there that never needs it starts sooner
+
+    found = sorted(glob.glob(path))
+    if not found:
+        raise StoppedError(f"nothing matches {shown(source)}", "look with: ls -la")
+    return found
 
 
 def _below(
@@ -94,32 +126,41 @@ def _below(
         yield Entry(name, FILE, found.st_size, mode, found.st_mtime_ns, b""), path
         return
     if not stat.S_ISDIR(found.st_mode):
-        tree.notes.append(f"{shown(name)} is neither file nor folder: left out")
+        tree.leave(name, "is neither file nor folder")
         return
     this = (found.st_dev, found.st_ino)
     if this in above:
-        tree.notes.append(f"{shown(name)} leads back to a folder above it: left out")
+        tree.leave(name, "leads back to a folder above it")
         return
-    if name:
-        yield Entry(name, FOLDER, 0, mode, found.st_mtime_ns, b""), path
     try:
         inside = sorted(os.listdir(path))
     except OSError as error:
-        raise StoppedError(f"cannot read the folder {shown(path)}: {error.strerror}", "is it yours to read?") from error
+        tree.failed.append((name, f"cannot be read: {error.strerror}"))
+        return
+    if name:
+        yield Entry(name, FOLDER, 0, mode, found.st_mtime_ns, b""), path
     for child in inside:
         where, below = os.path.join(path, child), os.path.join(name, child) if name else child
         if child.startswith(b".") and child.endswith(PART):
             tree.notes.append(f"{shown(below)} is an unfinished file of a transfer: left out")
             continue
-        try:
-            here = os.stat(where) if links == "follow" else os.lstat(where)
-        except OSError as error:
-            tree.notes.append(f"{shown(below)}: {error.strerror}: left out")
-            continue
-        if stat.S_ISLNK(here.st_mode):
+        here = _look(tree, where, below, links)
+        if here and stat.S_ISLNK(here.st_mode):
             yield from _link(tree, where, below, here, links, contents)
-        else:
+        elif here:
             yield from _below(tree, where, below, here, links, contents, above | {this})
+
+
+def _look(tree: Tree, path: bytes, name: bytes, links: str) -> Optional[os.stat_result]:
+    """What is at `path`, or None where it cannot be seen; the tree keeps why."""
+    try:
+        return os.stat(path) if links == "follow" else os.lstat(path)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP):  # removed meanwhile, or a link that leads nowhere
+            tree.leave(name, f"cannot be read ({error.strerror})")
+        else:
+            tree.failed.append((name, f"cannot be read: {error.strerror}"))
+        return None
 
 
 def _link(
@@ -127,9 +168,9 @@ def _link(
 ) -> Iterator[Tuple[Entry, bytes]]:
     target = os.readlink(path)
     if links == "skip":
-        tree.notes.append(f"{shown(name)} is a link: left out")
+        tree.leave(name, "is a link")
     elif not stays_inside(name, target, contents):
-        tree.notes.append(f"{shown(name)} is a link out of the tree, to {shown(target)}: left out (--links follow)")
+        tree.leave(name, f"is a link out of the tree, to {shown(target)} (--links follow)")
     else:
         yield Entry(name, LINK, 0, 0o777, found.st_mtime_ns, target), path
 
