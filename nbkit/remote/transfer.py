@@ -23,6 +23,7 @@ from nbkit.remote.box import Box
 from nbkit.remote.there import frames
 from nbkit.remote.there.receive import Receiver
 from nbkit.remote.there.send import Sender
+from nbkit.remote.there.threads import batch
 from nbkit.ssh.process import ChannelProcess, Process
 from nbkit.ssh.text import plain
 
@@ -31,8 +32,8 @@ Source = str | Path
 _BEGINNINGS = {"another", "cannot", "could", "no", "not", "the", "there"}
 AGAIN = "run it again: it goes on where it stopped"
 _MODULES = {
-    "send": ("frames", "tree", "delta", "send", "transfer"),
-    "receive": ("frames", "tree", "delta", "place", "plan", "receive", "transfer"),
+    "send": ("frames", "tree", "delta", "threads", "send", "transfer"),
+    "receive": ("frames", "tree", "delta", "threads", "place", "plan", "receive", "transfer"),
 }  # by what the box is to do
 _LONG_S = 0.01  # a round trip from which one channel's window is what limits a push
 _STREAMS = 6
@@ -199,7 +200,7 @@ def _request(sources: list[str], dst: str, links: Links, parents: bool, check: b
 
 def _send(box: Box, request: dict[str, Any], progress: Callable[[Progress], None] | None) -> Transferred:
     start = time.monotonic()
-    with contextlib.ExitStack() as helpers, _link(box, {**request, "role": "receive"}) as link:
+    with batch(), contextlib.ExitStack() as helpers, _link(box, {**request, "role": "receive"}) as link:
 
         def widen(path: str, total: int) -> list[Callable[[frames.Bytes], Any]]:
             count = min(_STREAMS - 1, total // (4 * frames.BLOCK))
@@ -214,7 +215,7 @@ def _send(box: Box, request: dict[str, Any], progress: Callable[[Progress], None
 
 def _receive(box: Box, request: dict[str, Any], progress: Callable[[Progress], None] | None) -> Transferred:
     start = time.monotonic()
-    with _link(box, {**request, "role": "send"}) as link:
+    with batch(), _link(box, {**request, "role": "send"}) as link:
         receiver = Receiver(link, request, _paced(progress, start))
         try:
             done = receiver.run()

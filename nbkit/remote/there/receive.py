@@ -13,6 +13,7 @@ from nbkit.remote.there import frames as f
 from nbkit.remote.there.delta import NOTHING, basis_of, tell
 from nbkit.remote.there.place import FATAL, Part, check, explained
 from nbkit.remote.there.plan import Plan, Want
+from nbkit.remote.there.threads import Aside
 from nbkit.remote.there.tree import YOURS, Entry
 
 _BATCH_FILES, _BATCH_BYTES = 128, 32 << 20  # fsynced together, then renamed
@@ -31,6 +32,7 @@ class Receiver:
         self._folders: Set[bytes] = set()  # those to fsync
         self._done = self._total = 0
         self._over = False
+        self._aside = Aside()
         self._joined: List[Any] = []  # of the commands that lent us their stdin
         self._result: Dict[str, Any] = {"files": 0, "bytes": 0, "kept": 0, "same": 0, "links": 0, "deleted": [],
                                         "failed": [], "notes": [], "names": [], "sha256": ""}  # fmt: skip
@@ -193,13 +195,13 @@ class Receiver:
     def _content(self, part: Optional[Part], want: Want) -> str:
         """Take the frames of one file, to its end; what is wrong with it, or nothing."""
         whole, at = hashlib.sha256(), 0
+        write = part.write if part else _nowhere
         while True:
             kind, size = self._link.head()
             if kind == f.DATA and size <= f.BLOCK and at + size <= want.entry.size:
                 for view in self._link.pieces(size):
-                    whole.update(view)
-                    if part:
-                        part.write(view, at)
+                    with self._aside.doing(write, view, at):
+                        whole.update(view)
                     at += len(view)
             elif kind == f.KEPT:
                 at = self._keep(part, want, at, json.loads(self._link.body(size).decode()), whole)
@@ -269,6 +271,10 @@ class Receiver:
                     os.fsync(handle)
                 finally:
                     os.close(handle)
+
+
+def _nowhere(view: memoryview, at: int) -> None:
+    """What is received of a file that cannot be written here."""
 
 
 def _sync(parts: List[Part]) -> None:

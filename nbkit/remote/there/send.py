@@ -12,6 +12,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from nbkit.remote.there import frames as f
 from nbkit.remote.there.delta import ROW, Basis, Rows, Window, pieces
+from nbkit.remote.there.threads import Aside
 from nbkit.remote.there.tree import Entry, scan
 
 _AT_ONCE = 500  # entries in a frame
@@ -40,6 +41,7 @@ class Sender:
         self._replies: Dict[bytes, queue.Queue[Optional[bytes]]] = {kind: queue.Queue() for kind in kinds}
         self._ended: Optional[BaseException] = None
         self._block = memoryview(bytearray(f.BLOCK))
+        self._aside = Aside()
         self._done = self._total = self._there = self._sent = 0
 
     def run(self) -> Dict[str, Any]:
@@ -143,8 +145,8 @@ class Sender:
             view = self._block[: min(self._read(file), entry.size - size)]
             if not view:
                 return b""
-            whole.update(view)
-            self._data(view, entry, (file.fileno(), size))
+            with self._aside.doing(whole.update, view):
+                self._data(view, entry, (file.fileno(), size))
             size += len(view)
         return whole.digest()
 

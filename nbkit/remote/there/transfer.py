@@ -7,6 +7,7 @@ import sys
 from typing import Any, Callable, Dict
 
 from nbkit.remote.there import frames as f
+from nbkit.remote.there.threads import batch
 
 
 def main(request: Dict[str, Any]) -> None:
@@ -36,7 +37,8 @@ def main(request: Dict[str, Any]) -> None:
     link.refer = _Spliced(write)
     write(f.HELLO)
     try:
-        (ends.Sender if request["role"] == "send" else ends.Receiver)(link, request).run()
+        with batch():
+            (ends.Sender if request["role"] == "send" else ends.Receiver)(link, request).run()
     except f.StoppedError as error:
         link.fail(error)
     except (EOFError, BrokenPipeError):
