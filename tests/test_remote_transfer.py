@@ -544,6 +544,8 @@ class TestCommand:
         ("words", "code", "message"),
         [
             (("push", "a", "b"), 2, "is not HOST:PATH"),
+            (("push", "box:a", "b"), 2, "from a host to here is nbkit pull"),
+            (("pull", "a", "box:"), 2, "from here to a host is nbkit push"),
             (("pull", "box:a", "other:b", "."), 2, "one host"),
             (("sync", "a", "b"), 2, "one of SRC and DST"),
             (("push", "none", "box:"), 1, "Cannot read none"),

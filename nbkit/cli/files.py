@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -19,6 +20,8 @@ from nbkit.cli._remote import on_option, opened
 if TYPE_CHECKING:
     from nbkit.remote import Transferred
 
+_PLACE = re.compile(r"((?:[^:/]*@)?(?:\[[^]/]*\]|[^:/]*)(?::\d+(?=:))?):(.*)", re.DOTALL)
+_HOST = f"{HOST[:-1]}, the path behind a colon, or as in ssh://USER@HOST:PORT/PATH."
 _CHECKED = (
     "Each file is checked by sha256 at both ends and takes its name only when it is whole. After a cut, the same command "
     "goes on where it stopped."
@@ -47,7 +50,7 @@ _PARENTS = click.option("--parents", is_flag=True, help="Make the folders that D
 
 
 @click.command(
-    help=f"Send files and folders to a host.\n\n{HOST} DST is a folder that they go into, or the new name of the only one; "
+    help=f"Send files and folders to a host.\n\n{_HOST} DST is a folder that they go into, or the new name of the only one; "
     f"it starts at the home folder. {_CHECKED}\n\n\b\nExamples:\n  nbkit push data.jsonl gpu-box:\n"
     "  nbkit push models/base gpu-box:models/ --parents\n"
     "  nbkit push hf://ORG/MODEL@COMMIT gpu-box:\n\n"
@@ -74,6 +77,8 @@ def push(
     *sources, dst = words
     if not sources:
         raise click.UsageError("Missing argument 'SRC...'." if _is_place(dst) else "Missing argument 'HOST:DST'.")
+    if not _is_place(dst) and any(map(_is_place, sources)) and not any(map(is_reference, sources)):
+        raise click.UsageError(f"{dst!r} is not HOST:PATH: from a host to here is nbkit pull")
     host, path = _place(dst)
     if any(is_reference(source) for source in sources):
         _refuse_given(options, "files and folders of this machine")
@@ -84,7 +89,7 @@ def push(
 
 
 @click.command(
-    help=f"Fetch files and folders from a host, or what a run wrote there.\n\n{HOST} DST is a folder that they go into, or the "
+    help=f"Fetch files and folders from a host, or what a run wrote there.\n\n{_HOST} DST is a folder that they go into, or the "
     f"new name of the only one. A quoted pattern is filled in on the host. {_CHECKED}\n\n"
     "RUN is what nbkit run began, by its id, the start of one or the name of its file: "
     "what it wrote, its executed notebook and its log go into DST/RUN  [default: here], what it trained to the runs that "
@@ -99,6 +104,8 @@ def push(
 @_PARENTS
 @_options
 def pull(words: tuple[str, ...], host: str, config: str | None, python: str, as_json: bool, **options: Any) -> None:
+    if not host and not _is_place(words[0]) and _is_place(words[-1]):
+        raise click.UsageError(f"{words[0]!r} is not HOST:PATH: from here to a host is nbkit push")
     if host or not _is_place(words[0]):
         _refuse_given(options, "HOST:SRC")
         _pull_run(words, host, config, python, as_json=as_json)
@@ -145,7 +152,7 @@ def _pull_run(words: tuple[str, ...], host: str, config: str | None, python: str
 
 
 @click.command(
-    help=f"Make the folder DST hold what the folder SRC holds; one of them is HOST:PATH.\n\n{HOST} Only what differs is "
+    help=f"Make the folder DST hold what the folder SRC holds; one of them is HOST:PATH.\n\n{_HOST} Only what differs is "
     f"sent, of a changed file too. {_CHECKED}\n\n\b\nExamples:\n  nbkit sync data gpu-box:data\n"
     "  nbkit sync gpu-box:runs runs --dry-run\n"
     "  nbkit sync project gpu-box:project --watch      beside a kernel: nbkit kernel add gpu-box --dir project"
@@ -207,18 +214,16 @@ def _is_place(text: str) -> bool:
 
 
 def _place(text: str) -> tuple[str, str]:
-    """Host and path.
+    """Host and path of HOST:PATH, HOST:PORT:PATH (a path that begins so is `./22:path`) or ssh://HOST:PORT/PATH.
 
     Raises: BadParameter.
     """
     if text.startswith("ssh://"):
         host, _, path = text[6:].partition("/")
         host = f"ssh://{host}"
-    elif text.startswith("[") and "]:" in text:
-        host, _, path = text[1:].partition("]:")
     else:
-        host, colon, path = text.partition(":")
-        host = host if colon and "/" not in host else ""
+        found = _PLACE.fullmatch(text)
+        host, path = (found[1], found[2]) if found else ("", "")
     if host in {"", "ssh://"}:
         raise click.BadParameter(f"{text!r} is not HOST:PATH", param_hint="HOST:PATH")
     return host, path
@@ -232,6 +237,7 @@ def _run(
     meter = Meter()
     with remote.connect(host, config=config, python=python) as box:
         try:
+            meter.begin()
             done = move(box, {**options, "progress": meter.tell})
         except KeyboardInterrupt:
             meter.end()

@@ -41,7 +41,7 @@ class Host:
         """Cells of the table."""
         through = None if self.route is None else ", ".join(map(str, self.route.hops[:-1])) or None
         cells = [self.name, None if self.route is None else str(self.route.target), through]
-        why = "" if self.error is None else self.error.message.splitlines()[0]
+        why = "" if self.error is None else self.error.message.splitlines()[0].partition(" It showed ")[0]
         if not look and self.route is not None:
             return cells
         if self.round_trip_ms is None:
@@ -86,7 +86,9 @@ def hosts(*, config: str | None = None, look: bool = True) -> list[Host]:
 def table(found: Sequence[Host], *, look: bool = True) -> Table:
     """One row a host."""
     columns = ["host", "is", "through", *(["answers", "GPUs", "free memory"] if look else [])]
-    return Table(columns, [one.row(look=look)[: len(columns)] for one in found])
+    failed = any(one.error for one in found)
+    notes = ["nbkit doctor HOST says what is in the way, and what mends it."] if failed else []
+    return Table(columns, [one.row(look=look)[: len(columns)] for one in found], notes=notes)
 
 
 def _seen(name: str, config: str | None, look: bool) -> Host:

@@ -14,6 +14,8 @@ def said(error: BaseException) -> str:
 def plain(text: str | bytes, limit: int = 1000, *, lines: bool = False) -> str:
     """`text` with control and direction characters shown as `\\x1b` or `\\u202e`, cut to `limit` characters.
 
+    A byte that is no text, as file names have them, becomes `\\xff`.
+
     `lines=True` leaves newlines and tabs.
     """
     if isinstance(text, bytes):
@@ -22,6 +24,8 @@ def plain(text: str | bytes, limit: int = 1000, *, lines: bool = False) -> str:
     for c in text[:limit]:
         if lines and c in "\n\t":
             shown.append(c)
+        elif "\udc80" <= c <= "\udcff":  # a byte of a file's name that is no text
+            shown.append(f"\\x{ord(c) - 0xDC00:02x}")
         elif unicodedata.category(c) in {"Cc", "Cf", "Zl", "Zp", "Cs"}:
             shown.append(c.encode("unicode_escape", "surrogatepass").decode())
         else:
