@@ -15,6 +15,8 @@ from nbkit.ssh.there.flow import Stream
 from nbkit.ssh.there.mux import Mux
 
 AGAIN_S = 0.05
+_AHEAD = 1 << 20  # bytes read and not sent; more is written to fresh memory, which costs as much as all the rest
+REST_S = 0.002  # then it is not read, unless the line catches up: whatever the client does, 100 MB/s are taken
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
@@ -27,6 +29,7 @@ class Endpoint(Stream):
         self.sock: Any = None
         self.open = self.silent = self.deaf = self.finished = False  # it sends no more; it reads no more; they are done
         self.kept: Deque[Any] = deque()
+        self.rested = 0.0  # when it may be read however far it is ahead
 
     def on_open(self) -> None:
         try:
@@ -89,6 +92,7 @@ class Endpoint(Stream):
             size = 0
             self.broke()
         if size:
+            self.rested = time.monotonic() + REST_S
             self.mux.write(self, self.relay.buffer[:size])  # copies it: a buffer that is new each time costs more
         else:
             self.silent = True
@@ -151,4 +155,7 @@ class Endpoint(Stream):
             with contextlib.suppress(OSError):
                 self.sock.shutdown(socket.SHUT_WR)
         reads = not self.silent and self.mux.room(self) > 0
+        if reads and self.mux.ready and self.end - self.sent > _AHEAD and time.monotonic() < self.rested:
+            self.relay.resting.add(self)
+            reads = False
         self.relay.watch(self.sock, (_READ if reads else 0) | (_WRITE if self.kept else 0), self.event)

@@ -16,7 +16,7 @@ import time
 from typing import Any, Dict, List, Optional, Set
 
 from nbkit.ssh.there import frames as f
-from nbkit.ssh.there.endpoint import AGAIN_S, Endpoint
+from nbkit.ssh.there.endpoint import AGAIN_S, REST_S, Endpoint
 from nbkit.ssh.there.mux import MEMORY, Mux
 from nbkit.ssh.there.spool import Spool
 
@@ -29,6 +29,7 @@ _TICK_S = 1.0
 _SAY_AGAIN_S = 60.0
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 _MOST_BUFFERS = 64  # of one system call
+_SEND_BYTES = 1 << 18  # of a line wait in its socket: sshd finds more each time it looks, small answers wait behind it
 
 
 class Session:
@@ -55,6 +56,7 @@ class Line:
     def __init__(self, relay: Relay, sock: socket.socket) -> None:
         self.relay, self.sock = relay, sock
         sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
         self.session: Optional[Session] = None
         self.reader = f.Reader(self)
         self.out: List[memoryview] = []
@@ -166,6 +168,7 @@ class Relay:
         self.lines: Set[Line] = set()
         self.expired: Set[str] = set()
         self.later: List[Any] = []  # (when, endpoint that connects again)
+        self.resting: Set[Endpoint] = set()  # not read for a moment, for they are ahead of their lines
         self.buffer = memoryview(bytearray(f.CHUNK))
         self.idle_since = time.monotonic()
         self.retired = self.over = False
@@ -203,7 +206,7 @@ class Relay:
         """Serve until asked to end, or idle."""
         ticked = time.monotonic()
         while not self.over:
-            for key, mask in self.poll.select(AGAIN_S if self.later else _TICK_S):
+            for key, mask in self.poll.select(REST_S if self.resting else AGAIN_S if self.later else _TICK_S):
                 key.data(mask)
             now = time.monotonic()
             due, self.later = [e for at, e in self.later if at <= now], [(at, e) for at, e in self.later if at > now]
@@ -217,6 +220,9 @@ class Relay:
             for line in list(self.lines):
                 if line.session is not None and not line.out and line.session.mux.waits():
                     line.flush()
+            resting, self.resting = self.resting, set()
+            for endpoint in resting:
+                endpoint.settle()
         if self.in_place():
             with contextlib.suppress(OSError):
                 os.unlink(self.path)
