@@ -62,6 +62,22 @@ class TestLogin:
         with pytest.raises(AuthenticationError, match="locked by a passphrase and there is nobody to ask") as caught:
             connect("box", config=config, ask=None)
         assert caught.value.hint.startswith(f"ssh-add {locked}")
+        assert 1 == caught.value.message.count("Note:")
+
+    @pytest.mark.parametrize("another", [True, False])
+    def test_a_passphrase_that_is_not_given(self, box, tmp_path, another):
+        """Is asked for once, not again; then the next key is tried."""
+        locked = keygen(tmp_path / "id_locked", passphrase="x")
+        allow(box, Path(f"{locked}.pub"))
+        more = [f"IdentityFile {box.key}"] if another else []
+        config = box.write_config(f"IdentityFile {locked}", *more, path=tmp_path / "config")
+        asked: list[str] = []
+        refused = pytest.raises(AuthenticationError, match="tried 1: id_locked .accepted, but not usable here.")
+        with contextlib.nullcontext() if another else refused, connect(
+            "box", config=config, ask=lambda prompt, _: asked.append(prompt)
+        ) as session:  # fmt: skip
+            assert ["publickey id_ed25519"] == session.methods
+        assert [f"Passphrase for {locked}: "] == asked
 
     def test_an_agent(self, box, tmp_path):
         """A key that only an agent holds lets us in; IdentityAgent names the socket."""

@@ -88,6 +88,7 @@ class Login:
         self.tried: list[str] = []
         self.allowed: list[str] = []
         self.method = ""
+        self._unusable = False
         self.handler = Handler(engine)
 
     def run(self) -> str:
@@ -102,7 +103,7 @@ class Login:
         outcome = self._keys() if "publickey" in left else "failed"
         if outcome == "ok":
             return self.method
-        if outcome == "partial" or (self.tried and "publickey" in self.allowed):
+        if outcome == "partial" or self._unusable or (self.tried and "publickey" in self.allowed):
             left.remove("publickey")
         if outcome == "partial":
             self.tried.append("publickey (accepted, but not enough)")
@@ -186,7 +187,7 @@ class Login:
             if outcome in {"ok", "partial"}:
                 self.method = f"publickey {key.label}"
                 return outcome
-            if "publickey" not in self.allowed:
+            if self.allowed and "publickey" not in self.allowed:
                 break
         return "failed" if outcome == "would-do" else outcome
 
@@ -201,6 +202,7 @@ class Login:
             private = key.load()
         if private is None:
             self.tried[-1] += " (accepted, but not usable here)"
+            self._unusable = True  # nor would it be when it were offered again
             self.keyring.notes.append(key.note)
             return "failed"
         m = Message()
