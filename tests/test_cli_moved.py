@@ -14,6 +14,7 @@ import click
 import pytest
 
 from nbkit.cli import _moved
+from nbkit.cli._base import patience
 from nbkit.cli._moved import Meter, fitted, time_text
 from nbkit.cli.files import _place
 from nbkit.remote import Progress
@@ -102,6 +103,15 @@ class TestMeter:
     def test_wide_characters(self):
         """They take two columns each."""
         assert "\u6587" * 4 == fitted("\u6587" * 9, 10)
+
+    @pytest.mark.parametrize("after_s", [0.0, 60.0])
+    def test_what_is_waited_for(self, monkeypatch, after_s):
+        """Is said where it takes long, and only then."""
+        with self.terminal(monkeypatch) as shown:
+            with patience("Starting", after_s):
+                assert after_s or shown() == "Starting ...\r\n"
+            print("the end", file=sys.stderr, flush=True)
+            assert "the end\r\n" == shown()
 
 
 def test_bytes_that_are_no_text():

@@ -72,7 +72,7 @@ class TestLogin:
         more = [f"IdentityFile {box.key}"] if another else []
         config = box.write_config(f"IdentityFile {locked}", *more, path=tmp_path / "config")
         asked: list[str] = []
-        refused = pytest.raises(AuthenticationError, match="tried 1: id_locked .accepted, but not usable here.")
+        refused = pytest.raises(AuthenticationError, match=r"tried 1: id_locked .accepted, but not usable here")
         with contextlib.nullcontext() if another else refused, connect(
             "box", config=config, ask=lambda prompt, _: asked.append(prompt)
         ) as session:  # fmt: skip

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -149,6 +150,19 @@ def host_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="Start Python there with these shell words.  [default: what nbkit setup left, else python3]",
     )
     return config_option(python(command))
+
+
+@contextlib.contextmanager
+def patience(what: str, after_s: float = 2.0) -> Iterator[None]:
+    """Where the block takes long, a terminal is told what is waited for; nobody may be asked for anything meanwhile."""
+    timer = threading.Timer(after_s, lambda: click.echo(f"{what} ...", err=True))
+    timer.daemon = True
+    if sys.stderr.isatty():
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextlib.contextmanager

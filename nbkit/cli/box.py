@@ -7,7 +7,7 @@ import re
 
 import click
 
-from nbkit.cli._base import complete_hosts, config_option, json_option
+from nbkit.cli._base import complete_hosts, config_option, json_option, patience
 
 
 @click.command()
@@ -27,7 +27,8 @@ def hosts(look: bool, config: str | None, as_json: bool) -> None:
     """
     from nbkit.remote import hosts as known
 
-    found = known.hosts(config=config, look=look)
+    with patience("Asking the hosts; one that does not answer is waited for"):
+        found = known.hosts(config=config, look=look)
     if as_json:
         click.echo(json.dumps([one.as_dict() for one in found], indent=2))
     elif found:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from nbkit.cli._base import complete_hosts, host_options, json_option
+from nbkit.cli._base import complete_hosts, host_options, json_option, patience
 
 
 @click.command()
@@ -35,7 +35,7 @@ def check(host: str, config: str | None, python: str, as_json: bool) -> None:
     if host:
         from nbkit.remote import connect
 
-        with connect(host, config=config, python=python) as box:
+        with connect(host, config=config, python=python) as box, patience(f"Looking at {host}"):
             machine = box.check(read_speed=True)
     else:
         machine = probe(read_speed=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nbkit.cli._base import HOST, complete_hosts, host_options, json_option, terminated_as_interrupted
+from nbkit.cli._base import HOST, complete_hosts, host_options, json_option, patience, terminated_as_interrupted
 from nbkit.cli._remote import say_blind
 from nbkit.cli.ssh import port_pair, stay
 
@@ -44,10 +44,12 @@ def tunnel(
     opened = None
     with terminated_as_interrupted():
         try:
-            with connect(host, config=config, python=python) as box, \
-                    open_tunnel(box, wanted, port=port or 0, root=root, config=config) as opened:  # fmt: skip
-                _show(opened, as_json=as_json)
-                stay(box.session, lambda: opened.ended, opened.news)
+            with connect(host, config=config, python=python) as box:
+                with patience(f"Starting Jupyter on {host}, or finding it"):
+                    opened = open_tunnel(box, wanted, port=port or 0, root=root, config=config)
+                with opened:
+                    _show(opened, as_json=as_json)
+                    stay(box.session, lambda: opened.ended, opened.news)
         except KeyboardInterrupt:
             click.echo(_detached(host, opened), err=True)
             sys.exit(130)
