@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from board import Board
 from playwright.sync_api import expect
+
+from tests.browser.board import Board
 
 WATCH = """
 import os

@@ -6,9 +6,9 @@ import base64
 import re
 
 import nbformat
-from board import PICTURE, expect_kept
 from playwright.sync_api import expect
 
+from tests.browser.board import PICTURE, expect_kept
 from tools.page import Notebook
 
 WATCH = "import nbkit, steps\nrun = nbkit.watch(steps.begin(total=60, every_s=0.02))"

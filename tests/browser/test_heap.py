@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from board import Board
-
+from tests.browser.board import Board
 from tools.page import Gauge
 
 REFRESHES, WARM = 1500, 300

@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from board import Board, expect_kept
 from playwright.sync_api import expect
 
 from nbkit import remote
 from nbkit.remote import jupyter, kernels
 from nbkit.training import Run
 from tests import sshd
+from tests.browser.board import Board, expect_kept
 from tools.page import Notebook, wait_for
 from tools.page import page as open_page
 

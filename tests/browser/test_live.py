@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from board import Board
 from playwright.sync_api import expect
-from steps import row
+
+from tests.browser.board import Board
+from tests.browser.steps import row
 
 WATCH = "import nbkit, steps\nrun = nbkit.watch(steps.begin())"
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from board import Board
-
+from tests.browser.board import Board
 from tools.page import wait_for
 
 WATCH = "import nbkit, steps\nrun = nbkit.watch(steps.begin())"

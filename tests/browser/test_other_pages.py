@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 
-from board import Board
-
 from nbkit.training import Run
+from tests.browser.board import Board
 from tools.page import Notebook, wait_for
 
 WATCH = "import nbkit, steps\nrun = nbkit.watch(steps.begin())"

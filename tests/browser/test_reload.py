@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 
-from board import Board, expect_kept
-
 from nbkit.training import Run
+from tests.browser.board import Board, expect_kept
 from tools.page import page as open_page
 from tools.page import wait_for
 

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from board import Board, expect_kept
 from playwright.sync_api import expect
 
 from tests import sshd
+from tests.browser.board import Board, expect_kept
 from tests.works import end_all
 from tools.page import Notebook
 from tools.page import page as open_page

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-from board import Board
 from playwright.sync_api import expect
 
 from nbkit.training import Run, manifest
+from tests.browser.board import Board
 from tools.page import wait_for
 
 TRAIN = "import nbkit, steps\nrun = nbkit.start(steps.trainer())"
