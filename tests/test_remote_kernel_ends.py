@@ -184,7 +184,7 @@ class TestEnded:
 
 class TestTwoLaptops:
     def test_restarted_from_one_the_other_goes_on_with_the_new_one(self, server, box, tmp_path):
-        """No second kernel is started beside it; and its shutdown is told to the other, which starts one then."""
+        """No second kernel is started beside it; and its shutdown is told to the other, which takes it for dead."""
         added = kernels.add(box, config=server.config)
         (tmp_path / "one").mkdir()
         (tmp_path / "two").mkdir()
@@ -206,6 +206,22 @@ class TestTwoLaptops:
                 assert [pid] == kernels_of(box)
                 assert 204 == one.call("DELETE", f"/api/kernels/{kernel.id}")[0]
                 until(lambda: "Nothing is left of it" in (tmp_path / "two" / "server.log").read_text(), "not told")
+                until(lambda: [] == two.call("GET", "/api/kernels")[1], "it is not taken for dead")
+                assert [] == kernels_of(box)
+                assert back.name not in [each.name for each in kernels.listed()]
+
+    def test_stop_of_the_box_is_not_undone(self, server, box, tmp_path):
+        """`nbkit stop` ends a kernel that a JupyterLab here shows: the page learns that it is dead, and no other is started."""
+        made = kernels.add(box, config=server.config)
+        with serving(tmp_path) as (_, client), contextlib.closing(client.kernel(made.name)) as kernel:
+            kernel.run("1")
+            jupyter.stop(box)
+            states = []
+            while "dead" not in states:
+                states.append(json.loads(kernel.socket.recv())["content"].get("execution_state"))
+            assert "restarting" not in states
+            until(lambda: [] == client.call("GET", "/api/kernels")[1], "it is not taken for dead")
+            assert [] == kernels_of(box)
 
 
 class TestSaid:

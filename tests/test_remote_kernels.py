@@ -23,6 +23,7 @@ from nbkit.remote import jupyter, kernels, status
 from tests import jupyter_box
 from tests.jupyter_box import NBKIT, kernels_of, serving
 from tests.notebook_client import Kernel
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("own_folders", "entry_point")
 
@@ -288,6 +289,39 @@ class TestLeave:
         from jupyter_client.manager import AsyncKernelManager
 
         await AsyncKernelManager(kernel_name=name).start_kernel()
+
+
+class TestRefused:
+    def test_an_interrupt_connects_anew(self, tmp_path):
+        """A login that is refused, a certificate that has expired, say, is told in the log and to who asks for something; the
+        kernel goes on there, and when that is mended, an interrupt or a restart is enough."""
+        with jupyter_box.running() as server, serving(tmp_path) as (_, client):
+            with remote.connect("box", config=server.config, python=sys.executable) as box:
+                made = kernels.add(box, config=server.config)
+            log, let_in = tmp_path / "server.log", server.folder / "authorized_keys"
+            with contextlib.closing(client.kernel(made.name)) as kernel:
+                kernel.run("kept = 1")
+                keys = let_in.read_text()
+                let_in.write_text("")
+                server.cut()
+                until(lambda: "The connection to box is over: " in log.read_text(), "the log says nothing")
+                assert "The kernel goes on there. When that is mended, interrupt it or restart it" in log.read_text()
+                assert 500 == client.call("POST", f"/api/kernels/{kernel.id}/interrupt")[0]
+                assert "refused us" in log.read_text()
+                let_in.write_text(keys)
+                assert 204 == client.call("POST", f"/api/kernels/{kernel.id}/interrupt")[0]
+                assert "1" == kernel.run("kept")
+                let_in.write_text("")
+                server.cut()
+                until(lambda: log.read_text().count("The connection to box is over: ") == 2, "the log says nothing")
+                let_in.write_text(keys)
+                assert 200 == client.call("POST", f"/api/kernels/{kernel.id}/restart")[0]
+                with contextlib.closing(Kernel(client, kernel.id)) as again:
+                    assert "False" == again.run("'kept' in globals()")
+                server.cut()
+                until(lambda: "The link to box is back." in log.read_text(), "the log does not say that it is back")
+                assert "The link to box is lost; it is made again, and the kernel goes on." in log.read_text()
+                assert 204 == client.call("DELETE", f"/api/kernels/{kernel.id}")[0]
 
 
 class TestVerbs:

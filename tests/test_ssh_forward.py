@@ -10,12 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 import pytest
 
 from nbkit.errors import HostKeyError, NbkitError
-from nbkit.ssh import connect, forward, peers
+from nbkit.ssh import Streams, connect, forward, peers
 from nbkit.ssh.forward import PortTakenError
 from tests.echoing import WAIT_S, Echo, UnixListener, echoing, ours, talk
 from tests.sshd import free_port, running
@@ -227,6 +228,20 @@ class TestPort:
         until(lambda: len(os.listdir("/proc/self/fd")) <= files, "descriptors are left")
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", fwd.local_port), timeout=WAIT_S).close()
+
+    @pytest.mark.parametrize("over", ["session", "streams"])
+    def test_one_that_is_over_for_good_costs_nothing_more(self, tmp_path, echo, over):
+        """Whoever keeps knocking, as ZeroMQ does each tenth of a second, is turned away; the error does not grow with that."""
+        with running(tmp_path / "box") as box, connect("box", config=box.config, ask=None) as session:
+            carrier = session if over == "session" else Streams(session, python=sys.executable)
+            with contextlib.closing(carrier), forward(carrier, echo) as fwd:
+                (box.folder / "authorized_keys").write_text("")
+                box.cut()
+                until(lambda: carrier.error, "the login is not refused")
+                for _ in range(20):
+                    with socket.create_connection(("127.0.0.1", fwd.local_port), timeout=WAIT_S) as line:
+                        assert b"" == line.recv(1)
+                assert len(list(traceback.walk_tb(carrier.error.__traceback__))) < 10
 
     @pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="needs root, to become another user")
     def test_another_user_of_this_machine_is_refused(self, session, echo):

@@ -2,6 +2,7 @@
 
 Loaded by jupyter_client through the entry point `nbkit-box`. A lost link is made again and the kernel goes on; what it says
 and what it is told in between arrives afterwards, once and in order. Where no relay can run, it is lost, and the log says so.
+A login that is refused ends the connection, not the kernel: an interrupt or a restart, which a person asks for, connects anew.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import inspect
 import signal
 import sys
+import time
 from typing import TYPE_CHECKING, Any, cast
 
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.2
 _BACK_S = 15.0  # an interrupt waits so long for a lost link
+_SETTLED_S = 2.0
+_JOIN_S = 1.5  # until those who listen here are heard there: ZeroMQ comes back each 0.1 s, and some round trips later
 
 
 class BoxProvisioner(KernelProvisionerBase):
@@ -47,7 +51,10 @@ class BoxProvisioner(KernelProvisionerBase):
     _kernel: dict[str, Any] | None = None
     _forwards: tuple[ssh.Forward, ...] = ()
     _streams: ssh.Streams | None = None
-    _asked = _died = False  # its end was asked for here; it ended by itself
+    _link: bool | None = True  # it stands; None when it is over
+    _asked = _died = _elsewhere = (
+        False  # its end was asked for here; it ended otherwise; it was shut down from elsewhere
+    )
     _noted = 0
 
     @property
@@ -76,9 +83,10 @@ class BoxProvisioner(KernelProvisionerBase):
 
     def _launch(self, argv: list[str], env: dict[str, str], key: str) -> str:
         """Start the kernel, or at first find the one that runs; the key that signs its messages."""
+        self._connect_anew()
         first = self._box is None  # else a restart: connection, ports and socket paths stay
         if self._box is None:
-            self._box = connect(self.host, config=self.ssh_config or None, ask=None, python=self.python)
+            self._box = self._connected()
         try:
             if first and self.running:
                 self._kernel = jupyter.find_kernel(self._box, self.running)
@@ -88,29 +96,70 @@ class BoxProvisioner(KernelProvisionerBase):
                 self._kernel = jupyter.start_kernel(
                     self._box, self._id, argv, env, key, name, folder=self.folder, keep=self._died
                 )
-            self._asked = self._died = False
+            self._asked = self._died = self._elsewhere = False
             if not self._forwards:
-                carrier = self._carrier(self._box)
-                keep = self._streams is not None
-                self._forwards = tuple(ssh.forward(carrier, path, keep=keep) for path in self._kernel["sockets"])
+                self._forward(self._box, self._kernel["sockets"])
         except NbkitError:
             self._close()
             raise
         return key
 
+    def _connected(self) -> Box:
+        return connect(self.host, config=self.ssh_config or None, ask=None, python=self.python)
+
+    def _forward(self, box: Box, sockets: list[str], ports: tuple[int, ...] = (0,) * 5) -> None:
+        carrier = self._carrier(box)
+        keep = self._streams is not None
+        self._forwards = tuple(
+            ssh.forward(carrier, path, port, keep=keep) for path, port in zip(sockets, ports, strict=True)
+        )
+        self._link = True
+        for each in {box.session, carrier}:
+            each.hold(self._changed)
+
+    def _connect_anew(self) -> None:
+        """Where the connection is over for good, a new one, at the ports that are known here.
+
+        Raises: what refuses it again.
+        """
+        before, kernel = self._box, self._kernel
+        if before is None or before.session.error is None:
+            return
+        box, ports = self._connected(), tuple(forward.local_port for forward in self._forwards)
+        self._close()
+        self._box, self._kernel = box, kernel
+        if kernel is not None:
+            self._forward(box, kernel["sockets"], ports)
+            time.sleep(_JOIN_S)
+        self.log.warning(
+            "Connected to %s anew. What the kernel said meanwhile: nbkit kernel logs %s %s",
+            self.host, self.host, self._id[:8],
+        )  # fmt: skip
+
     def _carrier(self, box: Box) -> ssh.Session | ssh.Streams:
         """What the sockets ride on: streams that outlive the link, or the session itself where no relay can run."""
         try:
             self._streams = ssh.Streams(box.session, python=box.python)
-            self._streams.hold(self._changed)
         except RemoteCommandError as error:
             self.log.warning("What the kernel says while the link to %s is away will be lost: %s", self.host, error)
             return box.session
         return self._streams
 
     def _changed(self) -> None:
-        """Log what is new of the relay: that it was lost, that a disk is full."""
-        streams = self._streams
+        """Log what is new of the link, and of the relay: that it was lost, that a disk is full."""
+        streams, box = self._streams, self._box
+        if box is None or self._link is None:
+            return
+        if box.session.error is not None:
+            self._link = None
+            self.log.error(
+                "The connection to %s is over: %s\nThe kernel goes on there. When that is mended, interrupt it or restart it: "
+                "either connects anew.", self.host, box.session.error,
+            )  # fmt: skip
+        elif self._link != box.session.alive:
+            self._link = box.session.alive
+            said = "is back" if self._link else "is lost; it is made again, and the kernel goes on"
+            self.log.warning("The link to %s %s.", self.host, said)
         if streams is not None:
             for note in streams.notes[self._noted :]:
                 self.log.warning(
@@ -165,18 +214,38 @@ class BoxProvisioner(KernelProvisionerBase):
                 return None
         except NbkitError:
             return None
-        return 0 if self._asked else await asyncio.to_thread(self._ended, self._box, self._kernel)
+        if self._asked:
+            return 0
+        status = await asyncio.to_thread(self._ended, self._box, self._kernel)
+        return None if self._elsewhere and await self._left_dead() else status
+
+    async def _left_dead(self) -> bool:
+        """Have a Jupyter server take a kernel that was shut down elsewhere for dead, rather than start one in its place.
+
+        Only here is it known which of the two it is. False where nothing starts kernels again.
+        """
+        restarter = getattr(self.parent, "_restarter", None)
+        if restarter is None:
+            return False
+        restarter.stop()
+        restarter._fire_callbacks("dead")  # noqa: SLF001 - as it does itself; there is no other way to say so
+        await asyncio.to_thread(self._end)
+        return True
 
     def _ended(self, box: Box, kernel: dict[str, Any]) -> int | None:
         """Exit status of a kernel whose end nobody here asked for, said once; None when another has its place."""
         try:
             found = jupyter.kernel_end(box, self._id, kernel["pid"])
+            if found.get("shut_down") or (found.get("asked") and found["status"]):
+                time.sleep(_SETTLED_S)  # what looks like the end may be the middle of a restart
+                found = jupyter.kernel_end(box, self._id, kernel["pid"])
         except NbkitError:
             return None  # it is asked again
         if "again" in found:
             self._kernel = found["again"]
             self.log.warning("The kernel %s on %s was restarted from elsewhere.", self._id[:8], self.host)
             return None
+        self._elsewhere = bool(found.get("shut_down"))
         if not self._died:
             self._died = True
             self.log.error(
@@ -193,6 +262,7 @@ class BoxProvisioner(KernelProvisionerBase):
 
     async def send_signal(self, signum: int) -> None:
         """To the kernel's process group."""
+        await asyncio.to_thread(self._connect_anew)
         if self._box is not None and self._kernel is not None and await self.poll() is None:
             words = ["kill", f"-{signum}", "--", f"-{self._kernel['pid']}"]
             if self._asked:  # its end needs no explanation, below the cell or anywhere

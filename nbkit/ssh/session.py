@@ -170,7 +170,7 @@ class Session(Closing):
         Raises: UnreachableError when it is lost, or the error that ended the session for good.
         """
         if self.error is not None:
-            raise self.error
+            raise self.error.with_traceback(None)  # the same each time: it would grow with each
         if not self.alive:
             why = (
                 "it was closed"

@@ -243,7 +243,7 @@ class Streams(Closing):
         Raises: UnreachableError while the link is away, or the error that ended it for good.
         """
         if self.error is not None:
-            raise self.error
+            raise self.error.with_traceback(None)  # the same each time: it would grow with each
         if not self.alive or self._closed:
             raise UnreachableError(f"The link to {self.session.route.target} is away.", hint="it is being made again")
         mux = self.mux

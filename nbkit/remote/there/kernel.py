@@ -146,7 +146,7 @@ def alive(pid: int) -> bool:
 
 
 def outcome(base: str) -> dict[str, Any]:
-    """What became of a kernel that runs no more: text, and status, at and asked where they are known."""
+    """What became of a kernel that runs no more: text; status, at and asked where they are known; shut_down where it was."""
     about: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
         with open(base + ".json", encoding="utf-8") as text:
@@ -154,7 +154,7 @@ def outcome(base: str) -> dict[str, Any]:
         with open(base + ".end", encoding="utf-8") as text:
             return dict(json.loads(text.readline()))
     if not about:
-        return {"text": "Nothing is left of it: it was shut down from elsewhere, or by nbkit stop."}
+        return {"text": "Nothing is left of it: it was shut down from elsewhere, or by nbkit stop.", "shut_down": True}
     if about.get("boot") != ended.boot():
         return {"text": "Its machine was restarted, and the kernel ended with that."}
     return {"text": "Its end was not seen: what watches over it was ended, too, as happens when memory runs out."}
