@@ -47,6 +47,7 @@ def server():
 def box(server):
     with remote.connect("box", config=server.config, python=sys.executable) as box:
         yield box
+    with remote.connect("box", config=server.config, python=sys.executable) as box:  # the first may have been cut
         jupyter.stop(box)
 
 

@@ -16,18 +16,13 @@ import pytest
 from nbkit import remote
 from nbkit.remote import jupyter
 from nbkit.training.record import Recorder
-from tests import sshd
+from tests import jupyter_box, sshd
 from tests.waiting import until
 
 NBKIT = [sys.executable, "-m", "nbkit.cli"]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with sshd.running(tmp_path_factory.mktemp("sshd")) as server:
-        yield server
-        with remote.connect("box", config=server.config) as box:
-            jupyter.stop(box)
+server = jupyter_box.server
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from click.testing import CliRunner, Result
 
 import nbkit.cli
 from nbkit.errors import ModelError, RemoteCommandError, UnknownReferenceError, UnreachableError
-from nbkit.remote import connect, hub, program
+from nbkit.remote import hub, program
 from nbkit.remote.references import HubReference, StoreReference, parse
-from tests import hub_server, sshd
+from tests import boxes, hub_server, sshd
 from tests.hub_server import COMMIT, git_sha1, sha256
 
 WEIGHTS = bytes(range(256)) * 12_000  # 3 MB: three of the program's reads
@@ -32,10 +32,7 @@ REPO = HubReference("models", "org/tiny")
 NO_HUB = "http://127.0.0.1:9"  # the discard port: refused at once
 
 
-@pytest.fixture(scope="module")
-def box(server):
-    with connect("box", config=server.config) as box:
-        yield box
+box = boxes.box
 
 
 @pytest.fixture

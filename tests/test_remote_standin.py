@@ -26,15 +26,7 @@ PARENT = (sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv
 COUNT = "import time\nfor number in range(60):\n    print(number, flush=True)\n    time.sleep(0.05)"
 
 
-server = jupyter_box.server
-
-
-@pytest.fixture
-def box(server):
-    with remote.connect("box", config=server.config, python=sys.executable) as box:
-        yield box
-    with remote.connect("box", config=server.config, python=sys.executable) as box:  # the first may have been cut
-        jupyter.stop(box)
+server, box = jupyter_box.server, jupyter_box.box
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from nbkit.errors import MissingPackageError, RemoteCommandError, TransferError,
 from nbkit.remote import connect, stores
 from nbkit.remote.references import parse
 from nbkit.remote.there import store as store_there
-from tests import s3_server
+from tests import boxes, s3_server
 
 FILES = {"a.jsonl": b'{"a": 1}\n', "sub/bïg file.bin": bytes(range(256)) * 9000, "empty": b""}
 MIB = 1 << 20
@@ -62,10 +62,7 @@ def forget_clients():
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-@pytest.fixture
-def box(server):
-    with connect("box", config=server.config) as box:
-        yield box
+box = boxes.box
 
 
 @pytest.fixture

@@ -24,23 +24,14 @@ from nbkit.remote.there.delta import FINEST as FINE
 from nbkit.remote.there.place import Part, check
 from nbkit.remote.there.receive import Receiver
 from nbkit.remote.there.tree import Entry, part_of, stays_inside
-from tests import sshd
+from tests import boxes, sshd
 from tests.chaos import transfer as chaos
 
 MIB = 1 << 20
 NASTY = [b"a b", b'it\'s "q"', b"new\nline", b"-rf", b"caf\xe9 \xff", b"$HOME `id` ;", "ü".encode(), b"x" * 255, b"..."]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with sshd.running(tmp_path_factory.mktemp("sshd")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def box(server):
-    with remote.connect("box", config=server.config) as box:
-        yield box
+box = boxes.box
 
 
 def content(size: int, seed: int = 0) -> bytes:

@@ -21,15 +21,13 @@ from nbkit.remote.there.place import check
 from nbkit.remote.there.receive import Receiver
 from nbkit.remote.there.send import Sender
 from nbkit.remote.there.tree import Entry
+from tests import boxes
 
 DOWN = pytest.mark.parametrize("down", [False, True], ids=["up", "down"])
 root_only = pytest.mark.skipif(os.getuid() != 0, reason="needs root to become somebody else")
 
 
-@pytest.fixture(scope="module")
-def box(server):
-    with remote.connect("box", config=server.config) as box:
-        yield box
+box = boxes.box
 
 
 def put(path: Path, text: str = "text") -> Path:

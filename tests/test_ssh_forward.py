@@ -18,22 +18,12 @@ import pytest
 from nbkit.errors import HostKeyError, NbkitError
 from nbkit.ssh import Streams, connect, forward, peers
 from nbkit.ssh.forward import PortTakenError
+from tests import boxes
 from tests.echoing import WAIT_S, Echo, UnixListener, echoing, ours, talk
 from tests.sshd import free_port, running
 from tests.waiting import until
 
-
-@pytest.fixture(params=["paramiko", "ssh"])
-def engine(request):
-    """What carries the session: every test that asks for it runs over both."""
-    return request.param
-
-
-@pytest.fixture
-def session(box, engine):
-    """A session of the test's own."""
-    with connect("box", config=box.config, ask=None, engine=engine) as session:
-        yield session
+engine, session = boxes.engine, boxes.session
 
 
 class TestBytes:

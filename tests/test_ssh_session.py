@@ -11,13 +11,10 @@ import pytest
 
 from nbkit.errors import RemoteCommandError, UnreachableError
 from nbkit.ssh import TooLateError, connect
+from tests import boxes
 from tests.waiting import until
 
-
-@pytest.fixture(scope="module", params=["paramiko", "ssh"])
-def engine(request):
-    """What carries the session: every test that asks for it runs over both."""
-    return request.param
+engine = boxes.engine
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ import pytest
 from nbkit.errors import RemoteCommandError, UnreachableError
 from nbkit.ssh import Streams, connect, forward
 from nbkit.ssh.forward import PortTakenError
+from tests import boxes
 from tests.chaos.streams import run as soak
 from tests.chaos.streams import through
 from tests.chaos.transfer import small_disk
@@ -34,11 +35,7 @@ from tests.waiting import until
 MIB = 1 << 20
 
 
-@pytest.fixture(params=["paramiko", "ssh"])
-def session(request, box):
-    """A connection by each engine."""
-    with connect("box", config=box.config, ask=None, engine=request.param) as session:
-        yield session
+engine, session = boxes.engine, boxes.session
 
 
 @pytest.fixture
