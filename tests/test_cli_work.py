@@ -114,3 +114,12 @@ class TestShown:
         """What is no whole line yet is shown, and may be drawn anew; an escape sequence in two pieces goes."""
         shown = Shown(terminal=True)
         assert ["1", "\r2", "x", "", "y"] == [shown.text(piece) for piece in (b"1", b"\r2", b"x\x1b[3", b"1m", b"y")]
+
+    def test_our_own_lines_stand_alone(self):
+        """That the link is lost is not said behind a progress bar, nor after an empty line."""
+        shown = Shown(terminal=True)
+        shown.text(b"\r 20%")
+        assert ["\nlost", "back"] == [shown.own("lost"), shown.own("back")]
+        shown.text(b"\r 21%")
+        shown.text(b"\n")
+        assert "lost" == shown.own("lost")

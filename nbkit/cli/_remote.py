@@ -95,11 +95,22 @@ class Shown:
 
     def __init__(self, *, terminal: bool) -> None:
         self.terminal = terminal
+        self._at_start = True
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         self._held = ""
 
+    def own(self, line: str) -> str:
+        """A line of our own, on a line of its own; not behind a progress bar that has none yet."""
+        before, self._at_start = "" if self._at_start else "\n", True
+        return before + line
+
     def text(self, data: bytes, *, last: bool = False) -> str:
         """What can be shown now; `last` gives what was held back."""
+        text = self._text(data, last=last)
+        self._at_start = text.endswith("\n") if text else self._at_start
+        return text
+
+    def _text(self, data: bytes, *, last: bool) -> str:
         text = self._held + self._decode(data, last)
         cut = None if last else _CUT.search(text)
         self._held = text[cut.start() :] if cut else ""
@@ -132,7 +143,7 @@ def follow(work: Work, *, wait: bool = True, tail: int | None = None, err: bool 
         stream.write(shown.text(data))
         stream.flush()
 
-    ended = work.follow(write, lines=tail, wait=wait, say=say)
+    ended = work.follow(write, lines=tail, wait=wait, say=lambda line: say(shown.own(line)))
     stream.write(shown.text(b"", last=True))
     stream.flush()
     return ended

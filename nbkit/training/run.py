@@ -257,7 +257,8 @@ def latest(name: str | Path | None = None, folder: str | Path | None = None) -> 
     if not found:
         which = f"no run {str(name)!r}" if name is not None else "no run"
         raise RunError(
-            f"There is {which} in {root.absolute()}.", hint="nbkit runs      or set NBKIT_RUNS to the folder of runs"
+            f"There is {which} in {root.absolute()}.",
+            hint="nbkit runs      or set NBKIT_RUNS to the folder of runs      (on a box: --on HOST)",
         )
     if name is not None and len(found) > 1 and all(run.id != str(name) for run in found):
         raise RunError(
