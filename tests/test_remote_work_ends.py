@@ -52,6 +52,17 @@ def test_what_ended_by_itself_needs_no_words(box, script):
     assert ("stopped", "") == ((ended := finished(found)[0]).state, ended.why)
 
 
+def test_what_it_leaves_behind_is_told_and_can_be_ended(laptop):
+    """A server that a script started and left: the script is done, the server goes on, which is said, until `nbkit stop`."""
+    (laptop.folder / "a.py").write_text(APART.replace("time.sleep(600)", "pass", 1))
+    code, _, err = laptop.run("run", "a.py", "--on", "box", *laptop.options, "--", "import time; time.sleep(600)")
+    assert 0 == code
+    assert "  Note:  1 process that it started goes on there, until: nbkit stop 2" in err
+    assert 0 == laptop.run("stop", "a", *laptop.options)[0]
+    code, _, err = laptop.run("stop", "a", *laptop.options)
+    assert (1, True) == (code, "is not running: done" in err)
+
+
 def test_stop_ends_what_has_a_session_of_its_own(box, script):
     """A launcher's workers, say: with the program they get SIGTERM, and the run has ended when they have."""
     found = work.begin(box, script(APART), arguments=["import time; time.sleep(600)"])

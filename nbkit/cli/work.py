@@ -109,6 +109,10 @@ def _end(work: Work, *, as_json: bool) -> None:
         say(f"  Why:   {work.why}")
     if work.filled:
         say(f"  Note:  {work.filled}")
+    if work.left:
+        one = work.left == 1
+        say(f"  Note:  {work.left} process{'' if one else 'es'} that it started go{'es' if one else ''} on there, until: "
+            f"nbkit stop {work.id}")  # fmt: skip
     if work.state in {"failed", "lost"}:
         say(f"  Look:  nbkit doctor {work.box.host}; nbkit logs {work.id}")
     say(f"  Fetch: nbkit pull {work.id}")

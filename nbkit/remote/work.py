@@ -83,6 +83,11 @@ class Work:
         return plain(str((self.about.get("end") or {}).get("why") or ""), 600)
 
     @property
+    def left(self) -> int:
+        """How many processes it had left behind when it ended."""
+        return int((self.about.get("end") or {}).get("left") or 0)
+
+    @property
     def filled(self) -> str:
         """A sentence where the disk there took no more when it ended; empty otherwise."""
         return (
@@ -142,7 +147,9 @@ class Work:
         """Ask it to end: its training runs finish their step and save; SIGTERM after `grace_s`, at once without one.
 
         Returns: The training runs that are saved first.
-        Raises: RemoteCommandError when it has ended already.
+        Of one that has ended, what it left behind gets SIGTERM.
+
+        Raises: RemoteCommandError when it has ended already, and nothing of it is left.
         """
         told = ask(self.box, verb="stop", name=self.id, grace_s=grace_s)
         if not told["asked"]:

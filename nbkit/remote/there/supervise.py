@@ -190,6 +190,7 @@ def main(folder: str) -> None:
         "asked": bool(watch and watch.asked),
         "full": full,
         "why": why,
+        "left": len(work.marked(folder)),  # of what it started
         **told,
     }
     work.write_json(os.path.join(folder, "end.json"), end)

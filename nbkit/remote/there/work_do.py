@@ -122,19 +122,29 @@ def find(request: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def stop(request: Dict[str, Any]) -> Dict[str, Any]:
-    """Ask a run to end; see supervise.py. `training` names what will finish its step and save first."""
+    """Ask a run to end; see supervise.py. `training` names what will finish its step and save first.
+
+    What a run that has ended left behind is ended all the same.
+    """
     about = work.chosen(request["name"])
-    if about["state"] not in ("running", "stopping"):
+    folder, active = about["folder"], about["state"] in ("running", "stopping")
+    training = [os.path.basename(path) for path in work.at_work(folder)]
+    if not active and not work.marked(folder):
         return {**about, "asked": False, "training": []}
-    training = [os.path.basename(path) for path in work.at_work(about["folder"])]
-    os.makedirs(about["folder"], mode=0o700, exist_ok=True)  # deleted, it is still where its watcher looks
-    work.write_json(os.path.join(about["folder"], "stop.json"), {"grace_s": request["grace_s"], "at": time.time()})
-    if not work.held(about["folder"]):  # nobody watches over it any more: asked once more, it is killed
-        number = signal.SIGTERM if about["state"] == "running" else signal.SIGKILL
-        for pid in work.marked(about["folder"]):
-            with contextlib.suppress(OSError):
-                os.kill(pid, number)
+    os.makedirs(folder, mode=0o700, exist_ok=True)  # deleted, it is still where its watcher looks
+    wish = os.path.join(folder, "stop.json")
+    again = os.path.exists(wish)
+    work.write_json(wish, {"grace_s": request["grace_s"], "at": time.time()})
+    if not active or not work.held(folder):  # nobody watches over it any more
+        _end_all(folder, kill=again)
     return {**about, "asked": True, "training": training}
+
+
+def _end_all(folder: str, *, kill: bool) -> None:
+    """SIGTERM to each process of a run, or SIGKILL."""
+    for pid in work.marked(folder):
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL if kill else signal.SIGTERM)
 
 
 def remove(request: Dict[str, Any]) -> Dict[str, Any]:
