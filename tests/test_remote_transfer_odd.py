@@ -22,6 +22,7 @@ from nbkit.remote.there.receive import Receiver
 from nbkit.remote.there.send import Sender
 from nbkit.remote.there.tree import Entry
 from tests import boxes
+from tests.chaos.transfer import small_disk
 
 DOWN = pytest.mark.parametrize("down", [False, True], ids=["up", "down"])
 root_only = pytest.mark.skipif(os.getuid() != 0, reason="needs root to become somebody else")
@@ -281,3 +282,14 @@ class TestAskedFor:
         assert 1 == remote.push(box, same, str(tmp_path / "in")).files
         with pytest.raises(TransferError, match="two sources have the name x"):
             remote.push(box, [tmp_path / "a/x", tmp_path / "b/x"], str(tmp_path / "in"))
+
+
+@root_only
+def test_a_disk_that_takes_no_more_files(box, tmp_path):
+    """Is not said to be full: there is space, and no inode."""
+    for number in range(40):
+        put(tmp_path / f"a/{number}")
+    with small_disk(tmp_path / "disk", 8 << 20, files=20) as disk:
+        with pytest.raises(TransferError, match=r"the disk takes no more files: .* no inodes left"):
+            remote.push(box, tmp_path / "a", str(disk / "b"))
+        assert [] == list(disk.rglob("*.nbkit-part"))

@@ -97,6 +97,26 @@ def test_a_folder_that_never_rests_is_kept_in_step(server, tmp_path):
         until(lambda: text(there / "train.log") == text(here / "train.log"), "the whole log")
 
 
+@pytest.mark.usefixtures("own_folders")
+def test_says_once_what_stays_as_it_is(server, tmp_path):
+    """What is left out each time is told the first time; what is in the way goes with --delete."""
+    here, there = tmp_path / "project", server.folder / "project2"
+    here.mkdir()
+    (here / "out").symlink_to("/mnt/large")
+    with syncing(server, here, there) as process:
+        for number in ("1", "22"):
+            (here / "a").write_text(number)
+            until(lambda number=number: text(there / "a") == number, "a change")
+        (there / "sub").write_text("in the way of a folder, which --delete mends")
+        (here / "sub").mkdir()
+        (here / "sub" / "file").write_text("file")
+        until(lambda: text(there / "sub" / "file") == "file", "what was in the way")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    note = "note: out is a link out of the tree, to /mnt/large: left out; --links follow sends what it leads to"
+    assert [f"Watching {here}; Ctrl-C ends.", note] == err.splitlines()
+
+
 def test_goes_from_here_to_a_box(tmp_path):
     """The other way, or without writing, there is nothing to watch; a folder that is not there is an error at once."""
     for more in (["box:project", str(tmp_path)], [str(tmp_path), "box:project", "--dry-run"]):

@@ -8,6 +8,7 @@ import threading
 import time
 import unicodedata
 from collections import deque
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import click
@@ -85,9 +86,9 @@ class Meter:
                 self._open = False
 
 
-def report(done: Transferred, *, dry_run: bool) -> None:
-    """What came of it: a line on stdout, the notes on stderr; of a dry run the names."""
-    for note in _some(done.notes):
+def report(done: Transferred, *, dry_run: bool, known: Collection[str] = ()) -> None:
+    """What came of it: a line on stdout, the notes on stderr, without those that are `known`; of a dry run the names."""
+    for note in _some(tuple(note for note in done.notes if note not in known)):
         click.echo(f"note: {note}", err=True)
     if dry_run:
         for name in done.names:

@@ -189,15 +189,29 @@ def _watch(
     from nbkit.errors import NbkitError
     from nbkit.remote.watching import keep
 
+    known: set[str] = set()  # what was said is not said again each time
+    trouble = ""
+
     def done(moved: Transferred) -> None:
+        nonlocal trouble
+        trouble = ""
         if as_json:
             click.echo(json.dumps(asdict(moved)))
             return
+        for note in moved.notes:
+            if note not in known:
+                click.echo(f"note: {note}", err=True)
+        known.update(moved.notes)
         click.echo(f"{time.strftime('%H:%M:%S')}  ", nl=False)
-        report(moved, dry_run=False)
+        report(moved, dry_run=False, known=known)
 
     def failed(error: NbkitError) -> None:
-        click.echo(f"{time.strftime('%H:%M:%S')}  {error.message} It is tried again.", err=True)
+        nonlocal trouble
+        if str(error) != trouble:
+            trouble = str(error)
+            click.echo(
+                f"{time.strftime('%H:%M:%S')}  {error.message} It is tried again.\n  Fix:  {error.hint}", err=True
+            )
 
     with terminated_as_interrupted():
         try:

@@ -257,5 +257,5 @@ def _ms(value: float | None) -> str:
 
 
 def _speed(step: Step) -> str:
-    both = [value for value in (step.down_mb_s, step.up_mb_s) if value is not None]
-    return " / ".join(f"{value:.0f}" if value >= 10 else f"{value:.1f}" for value in both) + " MB/s" if both else ""
+    both = [(value, way) for value, way in ((step.down_mb_s, "down"), (step.up_mb_s, "up")) if value is not None]
+    return ", ".join(f"{value:.0f} MB/s {way}" if value >= 10 else f"{value:.1f} MB/s {way}" for value, way in both)

@@ -217,10 +217,10 @@ class Chaos:
 
 
 @contextlib.contextmanager
-def small_disk(where: Path, size: int) -> Iterator[Path]:
-    """A tmpfs of `size` bytes; needs root."""
+def small_disk(where: Path, size: int, files: int = 0) -> Iterator[Path]:
+    """A tmpfs of `size` bytes, and of so many files and folders (0: any number); needs root."""
     where.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(where)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},nr_inodes={files}", "tmpfs", str(where)], check=True)
     try:
         yield where
     finally:

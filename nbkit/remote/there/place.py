@@ -130,6 +130,16 @@ class Part:
 def explained(error: OSError, path: bytes, free: int = 0) -> StoppedError:
     """What an error while writing means."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if _holds_no_more_files(path):
+            return StoppedError(
+                f"the disk takes no more files: could not make {shown(path)}, it has no inodes left (df -i)",
+                "remove files there, pack many small ones into one, or choose another disk; then run it again",
+            )
+        if error.errno == errno.EDQUOT:
+            return StoppedError(
+                f"your quota there is used up: could not write {shown(path)}. Nothing stands half-written under its own name",
+                "free space there (quota -s shows the limits) and run it again: it goes on where it stopped",
+            )
         return StoppedError(
             f"the disk is full: could not write {shown(path)} ({free / 2**30:.2f} GiB free). "
             "Nothing stands half-written under its own name",
@@ -138,3 +148,11 @@ def explained(error: OSError, path: bytes, free: int = 0) -> StoppedError:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return StoppedError(f"no permission to write {shown(path)} ({error.strerror})", "choose a folder that is yours")
     return StoppedError(f"could not write {shown(path)}: {error.strerror}", "choose another place")
+
+
+def _holds_no_more_files(path: bytes) -> bool:
+    try:
+        disk = os.statvfs(os.path.dirname(path) or b".")
+    except OSError:
+        return False
+    return disk.f_files > 0 and not disk.f_favail

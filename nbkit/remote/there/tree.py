@@ -45,10 +45,10 @@ class Tree(NamedTuple):
     contents: bool
     many: bool
 
-    def leave(self, name: bytes, why: str) -> None:
+    def leave(self, name: bytes, why: str, otherwise: str = "") -> None:
         """Send it not, and say so."""
         self.left.append(name)
-        self.notes.append(f"{shown(name)} {why}: left out")
+        self.notes.append(f"{shown(name)} {why}: left out{otherwise}")
 
 
 def part_of(name: bytes) -> bytes:
@@ -170,7 +170,7 @@ def _link(
     if links == "skip":
         tree.leave(name, "is a link")
     elif not stays_inside(name, target, contents):
-        tree.leave(name, f"is a link out of the tree, to {shown(target)} (--links follow)")
+        tree.leave(name, f"is a link out of the tree, to {shown(target)}", "; --links follow sends what it leads to")
     else:
         yield Entry(name, LINK, 0, 0o777, found.st_mtime_ns, target), path
 
