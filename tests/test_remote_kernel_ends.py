@@ -210,6 +210,27 @@ class TestTwoLaptops:
                 assert [] == kernels_of(box)
                 assert back.name not in [each.name for each in kernels.listed()]
 
+    def test_shut_down_after_an_error(self, tmp_path):
+        """A restart failed because the box was away: shutting the kernel down then ends it all the same where it can be
+        reached, and where it cannot, the log says that it runs on."""
+        with jupyter_box.running() as server, serving(tmp_path) as (_, client):
+            with remote.connect("box", config=server.config, python=sys.executable) as box:
+                made = kernels.add(box, config=server.config)
+            for back in (True, False):
+                with contextlib.closing(client.kernel(made.name)) as kernel:
+                    kernel.run("1")
+                    server.stop()
+                    assert 500 == client.call("POST", f"/api/kernels/{kernel.id}/restart")[0]
+                    if back:
+                        server.start()
+                    assert 204 == client.call("DELETE", f"/api/kernels/{kernel.id}")[0]
+                    if not back:
+                        said = f"The kernel {kernel.id[:8]} runs on, on box."
+                        until(lambda: said in (tmp_path / "server.log").read_text(), "the log says nothing")  # noqa: B023
+                        server.start()
+                    with remote.connect("box", config=server.config, python=sys.executable) as box:
+                        until(lambda: len(kernels_of(box)) == (0 if back else 1), "it has not ended")  # noqa: B023
+
     def test_stop_of_the_box_is_not_undone(self, server, box, tmp_path):
         """`nbkit stop` ends a kernel that a JupyterLab here shows: the page learns that it is dead, and no other is started."""
         made = kernels.add(box, config=server.config)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import signal
 import sys
 import time
@@ -20,7 +19,7 @@ from traitlets import Enum, List, Unicode
 
 from nbkit import ssh
 from nbkit.errors import NbkitError, RemoteCommandError
-from nbkit.remote import jupyter, kernels
+from nbkit.remote import jupyter, kernels, pool
 from nbkit.remote.box import Box, connect
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ class BoxProvisioner(KernelProvisionerBase):
             key = await asyncio.to_thread(self._launch, cmd, kwargs["env"], manager.session.key.decode())
         except NbkitError as error:
             raise _shown(error) from error
-        self._leave_with_the_server(manager)
+        pool.attend(manager.parent, BoxProvisioner)
         shell, iopub, stdin, control, heartbeat = (forward.local_port for forward in self._forwards)
         info: dict[str, Any] = {
             "transport": "tcp", "ip": "127.0.0.1", "key": key.encode(), "signature_scheme": "hmac-sha256",
@@ -172,29 +171,6 @@ class BoxProvisioner(KernelProvisionerBase):
         """The kernel's id on the box; the one here is another when it was returned to."""
         return self.running or str(self.kernel_id)
 
-    def _leave_with_the_server(self, manager: Any) -> None:
-        """Let the end of a Jupyter server leave the kernel alone, unless it is to go with it.
-
-        A server ends by `shutdown_all` of what holds its kernel managers; people and scripts that end one kernel do not.
-        """
-        pool = manager.parent
-        shut_down = getattr(pool, "shutdown_all", None)
-        if self.on_close != "leave" or not inspect.iscoroutinefunction(shut_down) or hasattr(pool, "nbkit_leaves"):
-            return
-
-        async def shutdown_all(*args: Any, **kwargs: Any) -> None:
-            for one in pool.list_kernel_ids():
-                kept = pool.get_kernel(one)
-                here = getattr(kept, "provisioner", None)
-                if isinstance(here, BoxProvisioner) and here.on_close == "leave":
-                    kept.stop_restarter()
-                    kept.cleanup_connection_file()
-                    pool.remove_kernel(one)
-                    await asyncio.to_thread(here.leave)
-            await shut_down(*args, **kwargs)
-
-        pool.shutdown_all, pool.nbkit_leaves = shutdown_all, True
-
     def leave(self) -> None:
         """Close this end; the kernel runs on, on the box."""
         if self._kernel is not None:
@@ -204,6 +180,22 @@ class BoxProvisioner(KernelProvisionerBase):
             )  # fmt: skip
         self._kernel = None
         self._close()
+
+    def dropped(self) -> None:
+        """Jupyter has dropped the kernel, to shut it down, after an error of before: end it, or say that it runs on."""
+        box, kernel = self._box, self._kernel
+        if box is None or kernel is None:
+            return
+        self._asked = not self._died
+        try:
+            if self._asked:
+                for words in (["touch", f"{kernel['base']}.asked"], ["kill", "-KILL", "--", f"-{kernel['pid']}"]):
+                    self._tell(box.session, words)
+        except NbkitError as error:
+            self.log.warning("The kernel %s on %s cannot be ended: %s", self._id[:8], self.host, error.message)
+            self.leave()
+        else:
+            self._end()
 
     async def poll(self) -> int | None:
         """None while the kernel lives; it is dead only when the box says so, not when the link is lost."""
@@ -228,8 +220,8 @@ class BoxProvisioner(KernelProvisionerBase):
         if restarter is None:
             return False
         restarter.stop()
-        restarter._fire_callbacks("dead")  # noqa: SLF001 - as it does itself; there is no other way to say so
         await asyncio.to_thread(self._end)
+        restarter._fire_callbacks("dead")  # noqa: SLF001 - as it does itself; there is no other way to say so
         return True
 
     def _ended(self, box: Box, kernel: dict[str, Any]) -> int | None:
