@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -42,6 +43,23 @@ def test_is_listed_and_ended(box, script):
     assert [] == seen.stop()
     until(lambda: not there.marked(found.about["folder"]), "it has not ended")
     assert found.id not in [one.id for one in work.works(box)]
+
+
+def test_verbs_say_so(laptop):
+    """`logs` and `pull` have nothing to give, and say why; `runs` shows it, `stop` ends it."""
+    (laptop.folder / "count.py").write_text(COUNT)
+    laptop.run("run", "count.py", "--on", "box", "-d", *laptop.options, "--", "100000", "0.05")
+    (run,) = json.loads(laptop.run("runs", "--on", "box", "--json", *laptop.options)[1])
+    shutil.rmtree(run["folder"])
+    for more in ([], ["--tail", "3"]):
+        code, out, err = laptop.run("logs", "count", *more, *laptop.options)
+        assert (0, "") == (code, out)
+        assert "was deleted there: what it prints is lost. It ends with: nbkit stop 2" in err
+    code, _, err = laptop.run("pull", "count", *laptop.options)
+    assert (1, True) == (code, "was deleted: what it wrote is gone" in err)
+    assert "its folder was deleted there" in laptop.run("runs", "--on", "box", *laptop.options)[1]
+    assert 0 == laptop.run("stop", "count", *laptop.options)[0]
+    until(lambda: not there.marked(run["folder"]), "it has not ended")
 
 
 def test_is_killed_when_it_does_not_heed(box, script, monkeypatch):

@@ -143,6 +143,8 @@ def follow(work: Work, *, wait: bool = True, tail: int | None = None, err: bool 
         stream.write(shown.text(data))
         stream.flush()
 
+    if work.removed:
+        say(f"The folder of {work.id} was deleted there: what it prints is lost. It ends with: nbkit stop {work.id}")
     ended = work.follow(write, lines=tail, wait=wait, say=lambda line: say(shown.own(line)))
     stream.write(shown.text(b"", last=True))
     stream.flush()

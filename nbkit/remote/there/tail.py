@@ -58,6 +58,8 @@ def grown(path: str, offset: int, *, lines: bool) -> Tuple[int, bytes]:
 
 def last_lines(path: str, count: int) -> int:
     """Where the last `count` lines begin."""
+    if not os.path.exists(path):  # its folder was deleted
+        return 0
     with open(path, "rb") as file:
         at = end = os.fstat(file.fileno()).st_size
         while at:

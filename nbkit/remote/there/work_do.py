@@ -175,6 +175,10 @@ def ask(request: Dict[str, Any]) -> Dict[str, Any]:
 def changed(request: Dict[str, Any]) -> Dict[str, Any]:
     """What it wrote: the names below files/ that were not sent, or were sent otherwise; whole folders where all is new."""
     about = work.chosen(request["name"])
+    if about.get("removed"):
+        raise work.ProblemError(
+            "the folder of %s was deleted: what it wrote is gone" % about["id"], "end it: nbkit stop %s" % about["id"]
+        )
     files = os.path.join(about["folder"], "files")
     sent = work.read_json(os.path.join(about["folder"], "sent.json")) or {}
     found, left = [], [""]
