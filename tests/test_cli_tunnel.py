@@ -121,6 +121,25 @@ class TestTunnel:
                     assert b"" == line.recv(1)
                 assert 130 == tunnel.end()[0]
 
+    def test_a_key_that_may_only_run_commands(self, place, tmp_path):
+        """`restrict` in authorized_keys: no forward is granted; the page opens all the same, -p works, and how is said once."""
+        with sshd.running(tmp_path / "s") as fresh, socket.create_server(("127.0.0.1", 0)) as listener:
+            keys = fresh.folder / "authorized_keys"
+            keys.write_text(f"restrict {keys.read_text()}")
+            there, more = listener.getsockname()[1], ["-F", str(fresh.config), "--python", sys.executable]
+            with Tunnelled(place, "box", *more, "-p", str(there), "--json") as tunnel:
+                found = json.loads(tunnel.first)
+                assert 200 == opens(f"{found['url']}?token={Path(found['token_file']).read_text()}")
+                with socket.create_connection(("127.0.0.1", found["forwards"][0]["local"]), timeout=20) as line:
+                    peer, _ = listener.accept()
+                    peer.sendall(b"hello")
+                    assert b"hello" == line.recv(5)
+                    peer.close()
+                code, err = tunnel.end()
+            assert (130, 1) == (code, err.count("sshd on box forbids forwards to sockets"))
+            with remote.connect("box", config=fresh.config) as box:
+                jupyter.stop(box)
+
     def test_a_taken_port_is_told_before_anything_starts(self, place, tmp_path):
         """A local port that another program has: which, and what to do; nothing runs on the box."""
         with sshd.running(tmp_path / "s") as fresh, socket.create_server(("127.0.0.1", 0)) as taken:

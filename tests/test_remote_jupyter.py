@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -290,28 +291,46 @@ class TestTunnel:
 
 
 class TestForbidden:
-    def test_a_port_where_sshd_forbids_sockets(self):
-        """Without forwards to sockets Jupyter listens on the box's loopback, its kernels still on sockets, and a note says so."""
-        with running("AllowStreamLocalForwarding no") as fresh, \
+    @pytest.mark.parametrize("option", ["AllowStreamLocalForwarding no", "DisableForwarding yes"])
+    def test_a_command_carries_it_where_sshd_forbids_forwards(self, option):
+        """The server still listens on a socket, the page and its kernels work, outlive a cut, and a note says how."""
+        with running(option) as fresh, \
                 remote.connect("box", config=fresh.config, python=sys.executable) as box, tunnel(box) as opened:  # fmt: skip
-            assert isinstance(opened.server.remote, int)
-            assert any("AllowStreamLocalForwarding" in note for note in opened.server.notes)
-            assert any(note.startswith("Open connections will end when the link breaks") for note in opened.notes)
-            assert not opened.as_dict()["resumes"]
+            (note,) = [note for note in opened.notes if "forbids forwards" in note]
+            assert note.startswith("sshd on box forbids forwards to sockets: a command there carries")
+            assert opened.as_dict()["resumes"]
             with contextlib.closing(Client(opened.address, opened.server.token).kernel()) as kernel:
                 assert "2" == kernel.run("1+1")
-            bound = {c.laddr for c in psutil.Process(opened.server.pid).net_connections("tcp") if c.status == "LISTEN"}
-            assert {("127.0.0.1", opened.server.remote)} == bound
-            assert not jupyter.start(box).fresh
+                fresh.cut()
+                assert "4" == kernel.run("2+2")
+            assert [] == psutil.Process(opened.server.pid).net_connections("tcp")
 
-    def test_nothing_is_left_where_every_forward_is(self):
-        """Where sshd forwards nothing, the error names the setting, and the server that was tried is ended."""
+    def test_where_no_relay_can_be_either_it_is_said(self):
+        """Without relay and forwards the error names the setting, and the server that was tried is ended."""
         with running("DisableForwarding yes") as fresh, \
                 remote.connect("box", config=fresh.config, python=sys.executable) as box:  # fmt: skip
-            with pytest.raises(RemoteCommandError, match="sshd on box forbids forwarding") as caught:
-                jupyter.start(box)
+            no_relay(fresh)
+            with pytest.raises(RemoteCommandError, match="sshd on box does not forward to the socket") as caught:
+                tunnel(box)
             assert "AllowStreamLocalForwarding yes" in caught.value.hint
             assert jupyter.look(box).server is None
+
+    def test_forwards_are_plain_where_no_relay_can_be(self):
+        """It works, and a note says what that means."""
+        with running() as fresh, remote.connect("box", config=fresh.config, python=sys.executable) as box:
+            no_relay(fresh)
+            with tunnel(box) as opened:
+                (note,) = [note for note in opened.notes if "relay" in note]
+                assert note.startswith("Open connections will end when the link breaks, for no relay runs on box")
+                assert not opened.as_dict()["resumes"]
+                with contextlib.closing(Client(opened.address, opened.server.token).kernel()) as kernel:
+                    assert "2" == kernel.run("1+1")
+
+
+def no_relay(fresh):
+    """Make the start of a relay fail there."""
+    place = fresh.folder / ".nbkit" / "run" / platform.node()
+    (place / "relay.lock").mkdir(parents=True, mode=0o700)
 
 
 class TestStop:

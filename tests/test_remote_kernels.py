@@ -92,6 +92,31 @@ class TestAdd:
         assert [] == kernels.listed()
 
 
+class TestForbidden:
+    def test_a_kernel_where_sshd_forbids_forwards(self):
+        """It starts, computes, and goes on through a cut: a command there carries its five sockets."""
+        with jupyter_box.running("DisableForwarding yes") as fresh:
+            with remote.connect("box", config=fresh.config, python=sys.executable) as box:
+                made = kernels.add(box, config=fresh.config)
+            assert ["2\n", "4\n"] == asyncio.run(self.use(fresh, made))
+
+    async def use(self, fresh, made):
+        from jupyter_client.manager import start_new_async_kernel
+
+        manager, client = await start_new_async_kernel(kernel_name=made.name, startup_timeout=60)
+        said = []
+        try:
+            for code in ("print(1+1)", "print(2+2)"):
+                await client.execute_interactive(
+                    code, timeout=60, output_hook=lambda message: said.append(message["content"].get("text", ""))
+                )
+                await asyncio.to_thread(fresh.cut)
+        finally:
+            client.stop_channels()
+            await manager.shutdown_kernel()
+        return [text for text in said if text]
+
+
 class TestBlind:
     def test_a_jupyter_without_nbkit_is_named(self, server, tmp_path, monkeypatch):
         """The one that a shell starts, also through a link to it; not where nbkit is beside it."""

@@ -12,9 +12,7 @@ import socket
 import stat
 import subprocess
 import sys
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,13 +20,14 @@ import pytest
 from nbkit.errors import RemoteCommandError, UnreachableError
 from nbkit.ssh import Streams, connect, forward
 from nbkit.ssh.forward import PortTakenError
-from tests import boxes
+from tests import boxes, relaying
 from tests.chaos.streams import run as soak
 from tests.chaos.streams import through
 from tests.chaos.transfer import small_disk
 from tests.delay_proxy import delayed
 from tests.echoing import WAIT_S, Echo, Listener, UnixListener, echoing, talk
 from tests.echoing import ours as named
+from tests.relaying import ask, both, cutting, relay_of
 from tests.sshd import free_port, running
 from tests.waiting import until
 
@@ -36,34 +35,12 @@ MIB = 1 << 20
 
 
 engine, session = boxes.engine, boxes.session
-
-
-@pytest.fixture
-def folder():
-    """Where the relay of a test lives; a short path. Removing it ends the relay."""
-    path = Path("/tmp") / f"nbkit-test-{os.getpid()}-{os.urandom(3).hex()}"
-    path.mkdir(mode=0o700)
-    yield path
-    for socket_file in path.glob("relay-*.sock"):
-        ask(socket_file, "end")
-    shutil.rmtree(path)
+folder = relaying.folder
 
 
 def ours() -> list[str]:
     """Names of our threads, without the numbers that each new one gets."""
     return sorted(re.sub(r"Thread-\d+", "Thread", name) for name in named())
-
-
-def ask(path: Path, do: str):
-    """What the relay at `path` says of itself; None when there is none."""
-    from nbkit.ssh.there import start
-
-    return start.ask(str(path), {"do": do})
-
-
-def relay_of(folder: Path) -> Path:
-    (found,) = folder.glob("relay-*.sock")
-    return found
 
 
 def ended(pid: int) -> bool:
@@ -228,41 +205,14 @@ class TestBreaks:
                 assert (b"old", b"new") == (old.recv(100), new.recv(100))
 
 
-@contextlib.contextmanager
-def cutting(box, streams, times: int):
-    """Cut the link so often, a fifth of a second after it has come back."""
-    over = threading.Event()
-
-    def cut():
-        while not over.wait(0.2) and streams.reconnects < times:
-            seen = streams.reconnects
-            if streams.alive:
-                box.cut()
-                until(lambda seen=seen: streams.reconnects > seen or over.is_set(), "the link does not come back")
-
-    thread = threading.Thread(target=cut, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join(timeout=WAIT_S)
-
-
-def both(port: int, content: bytes) -> list[bytes]:
-    """What two connections at once get back."""
-    with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda _: talk(port, content), range(2)))
-
-
 class TestStorm:
-    @pytest.mark.parametrize("engine", ["paramiko", "ssh"])
-    def test_bulk_and_lines_through_cuts_and_stalls(self, tmp_path, engine):
+    @pytest.mark.parametrize(("engine", "forbids"), [("paramiko", False), ("ssh", False), ("paramiko", True)])
+    def test_bulk_and_lines_through_cuts_and_stalls(self, tmp_path, engine, forbids):
         """Cuts, resets, refusals and stalls of either way, by a fixed seed: equal sha256, each line in its turn, no growth.
 
         `python -m bench streams` has the whole.
         """
-        tally = soak(tmp_path, seed=3, cuts=7, stalls=3, seconds=9.0, engine=engine)
+        tally = soak(tmp_path, seed=3, cuts=7, stalls=3, seconds=9.0, engine=engine, forbids=forbids)
         assert tally.sound, str(tally)
         assert tally.cuts + tally.stalls > 3
         for first, last in (tally.here, tally.there):
@@ -556,17 +506,6 @@ class TestRefusals:
         old.chmod(0o700)
         with pytest.raises(RemoteCommandError, match="too old"):
             Streams(session, folder=str(folder), python=str(old))
-
-    @pytest.mark.parametrize("engine", ["paramiko", "ssh"])
-    def test_a_server_that_forbids_it(self, tmp_path, folder, engine):
-        """sshd without forwards to sockets: the error names the option."""
-        with (
-            running(tmp_path / "own", "AllowStreamLocalForwarding no") as own,
-            connect("box", config=own.config, ask=None, engine=engine) as session,
-            pytest.raises(RemoteCommandError, match="does not let us reach the relay") as caught,
-        ):
-            Streams(session, folder=str(folder))
-        assert "AllowStreamLocalForwarding yes" in caught.value.hint
 
     def test_a_folder_of_somebody_else(self, session, folder):
         """Is not used."""

@@ -25,7 +25,7 @@ class Server:
     """A running server, reachable through a forward.
 
     Attributes:
-        remote: Its Unix socket, or its port on the box's loopback.
+        remote: Its Unix socket.
         lab: Version of JupyterLab; empty where there is none.
         token: Lets its bearer do all that the user may do there.
         root: The folder whose files it shows.
@@ -34,7 +34,7 @@ class Server:
     """
 
     pid: int
-    remote: int | str
+    remote: str
     token: str = field(repr=False)
     version: str
     lab: str
@@ -71,44 +71,31 @@ class Stopped:
     rest: list[dict[str, Any]]
 
 
-def start(box: Box, *, root: str = "") -> Server:
+def start(box: Box, *, root: str = "", carrier: ssh.Session | ssh.Streams | None = None) -> Server:
     """Find our Jupyter server on the box or start it, detached: it outlives this connection.
 
-    It listens on a Unix socket that only this user can open; where sshd forbids forwards to sockets, on a port of the
-    box's loopback, and a note says so. Its kernels talk over Unix sockets too. The user's own server configuration is not
-    read: it may open the server to the network.
+    It listens on a Unix socket that only this user can open. Its kernels talk over Unix sockets too. The user's own server
+    configuration is not read: it may open the server to the network.
 
     Args:
         root: The folder whose files it shows; the home folder by default. A server that runs keeps its own.
+        carrier: What is to reach it; the box's session by default.
 
-    Raises: RemoteCommandError without Jupyter there, with one that has known holes, or where sshd forbids every forward.
+    Raises: RemoteCommandError without Jupyter there, with one that has known holes, or where the carrier does not reach it.
     """
-    found = _call(box, "start", root=root, tcp=False)
-    notes = []
-    if found["sock"] and not _reaches(box, found):
-        if not found["fresh"]:
-            raise RemoteCommandError(
-                f"sshd on {box.host} does not forward to the socket where Jupyter (pid {found['pid']}) listens.",
-                hint=f"end it, and start one that sshd forwards to: nbkit stop {box.host} && nbkit tunnel {box.host}",
-            )
-        stop(box)
-        found = _call(box, "start", root=root, tcp=True)
-    if not found["sock"]:
-        if not _reaches(box, found):
-            if found["fresh"]:
-                stop(box)
-            raise RemoteCommandError(
-                f"sshd on {box.host} forbids forwarding.",
-                hint="ask for AllowStreamLocalForwarding yes (or AllowTcpForwarding yes) in its sshd_config",
-            )
-        notes.append(
-            f"sshd on {box.host} forbids forwards to Unix sockets (AllowStreamLocalForwarding): Jupyter listens on port "
-            f"{found['port']} of its loopback, where its users can knock; the token keeps them out."
+    found = _call(box, "start", root=root)
+    if not _reaches(box, carrier or box.session, found):
+        if found["fresh"]:
+            stop(box)
+        raise RemoteCommandError(
+            f"sshd on {box.host} does not forward to the socket where Jupyter listens.",
+            hint="ask for AllowStreamLocalForwarding yes in its sshd_config",
         )
-    return _server(box, found, root, notes)
+    return _server(box, found, root)
 
 
-def _server(box: Box, found: dict[str, Any], root: str, notes: list[str]) -> Server:
+def _server(box: Box, found: dict[str, Any], root: str) -> Server:
+    notes = []
     if root and not found["fresh"]:
         notes.append(f"Jupyter was running already and keeps its folder, {found['root']}.")
     if found["as_root"]:
@@ -118,7 +105,7 @@ def _server(box: Box, found: dict[str, Any], root: str, notes: list[str]) -> Ser
     if found["old_lab"]:
         notes.append(f"JupyterLab {found['lab']} on {box.host} has known holes; open no notebook you do not trust.")
     return Server(
-        pid=int(found["pid"]), remote=_remote(found), token=str(found["token"]),
+        pid=int(found["pid"]), remote=str(found["sock"]), token=str(found["token"]),
         version=str(found["version"]), lab=str(found["lab"]), root=str(found["root"]), python=str(found["python"]),
         fresh=bool(found["fresh"]), notes=tuple(notes),
     )  # fmt: skip
@@ -253,12 +240,12 @@ def get(port: int, path: str, token: str) -> Any:
         line.close()
 
 
-def _reaches(box: Box, found: dict[str, Any]) -> bool:
-    """True when sshd forwards to the server, which is known to listen.
+def _reaches(box: Box, carrier: ssh.Session | ssh.Streams, found: dict[str, Any]) -> bool:
+    """True when the carrier reaches the server, which is known to listen.
 
     Raises: UnreachableError when the link is lost.
     """
-    with ssh.forward(box.session, _remote(found)) as probe:
+    with ssh.forward(carrier, str(found["sock"])) as probe:
         try:
             get(probe.local_port, "/api", found["token"])
         except OSError:
@@ -266,7 +253,3 @@ def _reaches(box: Box, found: dict[str, Any]) -> bool:
                 raise UnreachableError(f"The connection to {box.host} is lost.", hint="try again") from None
             return False
     return True
-
-
-def _remote(found: dict[str, Any]) -> int | str:
-    return str(found["sock"]) or int(found["port"])

@@ -37,11 +37,11 @@ class Tunnel(Closing):
             # Ports that are taken here are found out before anything is started there.
             if port:
                 ssh.forward(box.session, "/", port).close()
-            self.streams, plain = _streams(box)
+            self.streams, notes = _streams(box)
             carrier = stack.enter_context(self.streams) if self.streams else box.session
             self.forwards = [stack.enter_context(ssh.forward(carrier, remote, local)) for remote, local in ports]
-            self.server = jupyter.start(box, root=root)
-            self.notes = [*self.server.notes, *plain]
+            self.server = jupyter.start(box, root=root, carrier=carrier)
+            self.notes = [*self.server.notes, *notes]
             self._told = 0
             jupyter_here = stack.enter_context(_forward(box, carrier, self.server.remote, port))
             self.address = f"http://127.0.0.1:{jupyter_here.local_port}/" + ("lab" if self.server.lab else "")
@@ -114,10 +114,12 @@ def tunnel(
 def _streams(box: Box) -> tuple[ssh.Streams | None, list[str]]:
     """Streams to the box, or a sentence that says why connections end with the link."""
     try:
-        return ssh.Streams(box.session, python=box.python), []
+        streams = ssh.Streams(box.session, python=box.python)
     except RemoteCommandError as error:
         why = error.message.rstrip(".")
         return None, [f"Open connections will end when the link breaks, for no relay runs on {box.host}: {why}."]
+    forbids = f"sshd on {box.host} forbids forwards to sockets: a command there carries all connections in their place."
+    return streams, [forbids] * box.session.sockets_refused
 
 
 def _forward(box: Box, carrier: ssh.Session | ssh.Streams, remote: int | str, port: int) -> ssh.Forward:

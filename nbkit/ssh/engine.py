@@ -276,13 +276,21 @@ class Engine(Transport):  # type: ignore[misc]  # paramiko is not typed
         Raises: ChannelException where the host takes no more; SSHException, TimeoutError.
         """
         process = ChannelProcess(line, self.place, stderr_bytes=stderr_bytes)
-        stream = self.open_wait("session", timeout_s=timeout_s, sink=process)
+        self.converse(line, process, timeout_s=timeout_s)
+        return process
+
+    def converse(self, line: str, sink: Sink, *, timeout_s: float) -> Stream:
+        """Start a command whose stdin and stdout are the stream.
+
+        Raises: as `execute`.
+        """
+        stream = self.open_wait("session", timeout_s=timeout_s, sink=sink)
         try:
             stream.execute(line, timeout_s)
         except BaseException:
             stream.close()
             raise
-        return process
+        return stream
 
     def facts(self) -> dict[str, Any]:
         """How the connection is secured."""

@@ -102,6 +102,7 @@ class Line:
         over: It has ended; `why` says why.
         ready: Both ends know where each stream stands.
         forgotten: The relay does not know the session.
+        refused: The host has closed it before the relay said a word.
         silent: Seconds without a byte from the relay.
     """
 
@@ -113,7 +114,7 @@ class Line:
         self._open = False
         self._heard = 0
         self.out = memoryview(b"")
-        self.over = self.ready = self.forgotten = False
+        self.over = self.ready = self.forgotten = self.refused = False
         self.why = ""
         self.silent = 0
 
@@ -124,7 +125,7 @@ class Line:
 
     def opened(self, error: Exception | None) -> None:
         if error is not None:
-            self.end(said(error))
+            self._closed_there(said(error))
             return
         with self._state:
             self._open = True
@@ -157,7 +158,7 @@ class Line:
         self._stream.consumed(len(view))
 
     def eof(self) -> None:
-        self.end("the relay has hung up")
+        self._closed_there("the relay has hung up")
 
     closed = eof
 
@@ -166,6 +167,10 @@ class Line:
             self._streams.wake()
 
     # -- any thread
+
+    def _closed_there(self, why: str) -> None:
+        self.refused = not self._heard
+        self.end(why)
 
     def end(self, why: str) -> None:
         """Let go of it; idempotent."""
@@ -210,7 +215,7 @@ class Line:
             try:
                 sent = self._stream.send_now(self.out)
             except Exception as error:
-                self.end(said(error))
+                self._closed_there(said(error))
                 return
             self.out = self.out[sent:]
             if not sent:

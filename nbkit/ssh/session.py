@@ -54,12 +54,14 @@ class Session(Closing):
         route: The way here.
         methods: What let us in at each hop.
         error: Why the session is over for good; None while it lives or is being made again.
+        sockets_refused: sshd there did not connect us to a socket that listens: Streams go through a command instead.
     """
 
     def __init__(self, route: Route, *, ask: Ask | None, timeout_s: float, system: bool = False) -> None:
         self.route = route
         self.error: NbkitError | None = None
         self.methods: list[str] = []
+        self.sockets_refused = False
         self._ask, self._timeout_s = Remember(ask) if ask else None, timeout_s
         self._system = system
         self._rings: dict[int, Keyring] = {}

@@ -86,7 +86,7 @@ class Relay(threading.Thread):
         self._wake_out.setblocking(False)
         self._poll.register(self._wake_in, select.POLLIN)
         self._buffer = memoryview(bytearray(_READ_BYTES))
-        self._stopping = False
+        self._stopping = self._over = False
 
     def open(self, path: str, sink: Sink, silent: Callable[[], None]) -> SocketStream:
         """Connect to the socket at `path`; `silent` is called where it ends without a byte.
@@ -97,12 +97,18 @@ class Relay(threading.Thread):
         try:
             sock.settimeout(5.0)
             sock.connect(path)
-            sock.setblocking(False)
         except OSError:
             sock.close()
             raise
+        return self.adopt(sock, sink, silent)
+
+    def adopt(self, sock: socket.socket, sink: Sink, silent: Callable[[], None]) -> SocketStream:
+        """Serve a connected socket, as `open` does."""
+        sock.setblocking(False)
         stream = SocketStream(sock, self, sink, silent)
         self.touch(stream)
+        if self._over:  # nobody looks any more
+            self._drop(stream)
         return stream
 
     def touch(self, stream: SocketStream) -> None:
@@ -130,6 +136,7 @@ class Relay(threading.Thread):
                     self._serve(stream, event)
             while self._touched:
                 self._settle(self._touched.popleft())
+        self._over = True
         for stream in [*self._streams.values(), *self._touched]:
             self._drop(stream)
         self._wake_in.close()

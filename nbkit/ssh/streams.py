@@ -1,6 +1,7 @@
 """Byte streams to a host that outlive the connection: a relay there holds their far ends while the link is made again.
 
-`Streams(session)` starts the relay where none runs, and is then what a `forward` rides on. docs/relay.md has the protocol.
+`Streams(session)` starts the relay where none runs, and is then what a `forward` rides on. The line to it is a channel to its
+socket or, where sshd forbids that, a command there. docs/relay.md has the protocol.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbkit.closing import Closing
 from nbkit.errors import NbkitError, RemoteCommandError, UnreachableError
-from nbkit.ssh import left, program
+from nbkit.ssh import carried, left, program
 from nbkit.ssh.relayed import Line, RelayStream
 from nbkit.ssh.session import Session
 from nbkit.ssh.text import plain
@@ -25,6 +26,7 @@ from nbkit.ssh.there import frames as f
 from nbkit.ssh.there.mux import Mux
 
 if TYPE_CHECKING:
+    from nbkit.ssh.session import Connection
     from nbkit.ssh.stream import Sink
 
 _MODULES = ("frames", "flow", "mux", "spool", "endpoint", "relay")  # in the order in which they import each other
@@ -104,35 +106,52 @@ class Streams(Closing):
             path.unlink(missing_ok=True)
 
     def _attach(self) -> None:
-        """Open a line to the relay and take up the session on it.
+        """Open a line to the relay and take up the session on it: to its socket, or by a command where sshd forbids that.
 
         Raises: RemoteCommandError, UnreachableError.
         """
-        fresh = not self._path
+        fresh, session = not self._path, self.session
         if fresh:
             self._find()
+        engine = session.engine
+        line, error = self._take_up(engine)
+        if line.refused and fresh and not session.sockets_refused and engine.active:
+            # A program there has just spoken to the relay. What sshd refuses it gives the same words as a socket that is gone.
+            session.sockets_refused = True
+            line, error = self._take_up(engine)
+            session.sockets_refused = error is None
+        if error is None:
+            return
+        line.end("given up")
+        if not session.alive or line.forgotten:
+            raise error
+        self._path = ""  # it may have gone: look again
+        if fresh:
+            relays(session, python=self._python, folder=self._folder, retire=True)
+            raise RemoteCommandError(
+                f"{session.route.target} does not let us reach the relay that was started there: {line.why}.",
+                hint="look there: ls -l ~/.nbkit/run/*",
+            )
+        raise error
+
+    def _take_up(self, engine: Connection) -> tuple[Line, UnreachableError | None]:
+        """A new line over `engine`, and why it is none."""
         line = Line(self)
         hello = {"protocol": f.PROTOCOL, "session": self._name, "resume": self._resume}
         with self._send_lock:
             self.mux.begin(f.frame(f.HELLO, 0, 0, json.dumps(hello).encode()))
         try:
-            self.session.engine.reach(self._path, line.opened, line)
+            if self.session.sockets_refused:
+                carried.reach(engine, self._path, line.opened, line, python=self._python)
+            else:
+                engine.reach(self._path, line.opened, line)
             line.wait_open(_GREET_S)
             self._line = line
             self.flush()
             line.wait_ready(_GREET_S)
-        except NbkitError:
-            line.end("given up")
-            if not self.session.alive or line.forgotten:
-                raise
-            self._path = ""  # it may have gone: look again
-            if fresh:
-                relays(self.session, python=self._python, folder=self._folder, retire=True)
-                raise RemoteCommandError(
-                    f"{self.session.route.target} does not let us reach the relay that was started there: {line.why}.",
-                    hint="sshd may forbid forwards to Unix sockets: AllowStreamLocalForwarding yes in its sshd_config",
-                ) from None
-            raise
+        except UnreachableError as error:
+            return line, error
+        return line, None
 
     def _greeted(self, said: dict[str, Any]) -> None:
         """The relay's first word, on the transport's thread."""

@@ -36,6 +36,7 @@ _PING_AFTER_S = 3  # as the other engine
 _DEAD_AFTER_S = 10
 _LOGIN_S = 90.0  # a person may have to type
 _MOST_LOG = 1_000_000
+_LAST_WORDS_S = 0.2  # on stderr, of a command that has said nothing else
 _MUX_S = 20.0  # for an answer of the master, which is on this machine
 _CONNECT_FAILED = 2  # of RFC 4254, section 5.1
 _STRICT = ("-o", "StrictHostKeyChecking=yes", "-o", "UpdateHostKeys=no", "-o", "ForwardAgent=no", "-o", "ForwardX11=no",
@@ -234,6 +235,26 @@ class SystemEngine:
             stderr_bytes=stderr_bytes,
         )  # fmt: skip
 
+    def converse(self, line: str, sink: Sink, *, timeout_s: float) -> SocketStream:
+        """Start a command whose stdin and stdout are the stream."""
+        del timeout_s  # as above
+        ours, theirs = socket.socketpair()
+        with theirs:
+            words, end = self._mux("-T", "--", self.route.target.alias, line), theirs.fileno()
+            child = subprocess.Popen(
+                words, stdin=end, stdout=end, stderr=subprocess.PIPE, bufsize=0, start_new_session=True
+            )
+        # The child ends with the command, which ends with its stdin, or with the master; so does who listens to it.
+        listener = threading.Thread(target=lambda: _hear(child, stream), name="nbkit-ssh-stderr", daemon=True)
+
+        def silent() -> None:
+            if listener.is_alive():
+                listener.join(timeout=_LAST_WORDS_S)
+
+        stream = self._relay.adopt(ours, sink, silent)
+        listener.start()
+        return stream
+
     def reach(self, remote: int | str, opened: Callable[[Exception | None], None], sink: Sink) -> SocketStream | None:
         """A connection to a port or a socket on the host; `opened` is told, with an error or None."""
 
@@ -269,6 +290,16 @@ class SystemEngine:
     def _asked_master(self, *words: str) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(self._mux(*words, "--", self.route.target.alias), check=False, capture_output=True,
                               stdin=subprocess.DEVNULL, timeout=_MUX_S)  # fmt: skip
+
+
+def _hear(child: subprocess.Popen[bytes], stream: SocketStream) -> None:
+    """Hand on what a command says on stderr, and wait for its end."""
+    assert child.stderr
+    with child.stderr:
+        while data := child.stderr.read(65536):
+            stream.taken(len(data))
+            stream.sink.error_data(memoryview(data))
+    child.wait()
 
 
 def _target(remote: int | str) -> str:

@@ -272,7 +272,7 @@ def through(box: sshd.Sshd, port: int, folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _rig(folder: Path, engine: Any) -> Iterator[tuple[Session, int, Callable[[str], None]]]:
+def _rig(folder: Path, engine: Any, forbids: bool) -> Iterator[tuple[Session, int, Callable[[str], None]]]:
     """A session through a proxy that makes faults, and the port of the server there."""
     server = subprocess.Popen(
         [sys.executable, "-m", "tests.chaos.streams", "--serve"], stdout=subprocess.PIPE, text=True
@@ -281,7 +281,7 @@ def _rig(folder: Path, engine: Any) -> Iterator[tuple[Session, int, Callable[[st
         assert server.stdout is not None
         target = int(server.stdout.readline())
         with (
-            sshd.running(folder / "sshd") as box,
+            sshd.running(folder / "sshd", f"DisableForwarding {'yes' if forbids else 'no'}") as box,
             faulty(box.port) as (port, fault),
             connect("box", config=through(box, port, folder), ask=None, engine=engine) as session,
         ):
@@ -291,11 +291,20 @@ def _rig(folder: Path, engine: Any) -> Iterator[tuple[Session, int, Callable[[st
         server.communicate()
 
 
-def run(folder: Path, *, seed: int, cuts: int, stalls: int, seconds: float, engine: str = "paramiko") -> Tally:
-    """So many faults, in so many seconds at most."""
+def run(
+    folder: Path,
+    *,
+    seed: int,
+    cuts: int,
+    stalls: int,
+    seconds: float,
+    engine: str = "paramiko",
+    forbids: bool = False,
+) -> Tally:
+    """So many faults, in so many seconds at most; `forbids`: sshd forbids forwards, a command carries the streams."""
     tally = Tally()
     place = folder / "relay"
-    with _rig(folder, engine) as (session, target, fault), Streams(session, folder=str(place)) as streams, \
+    with _rig(folder, engine, forbids) as (session, target, fault), Streams(session, folder=str(place)) as streams, \
             forward(streams, target) as fwd:  # fmt: skip
         (path,) = place.glob("relay-*.sock")
         pid = start.ask(str(path), {"do": "look"})["pid"]
@@ -333,6 +342,7 @@ def main() -> int:
     parser.add_argument("--stalls", type=int, default=40)
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--engine", choices=("paramiko", "ssh"), default="paramiko")
+    parser.add_argument("--forbids", action="store_true", help="sshd forbids forwards")
     options = parser.parse_args()
     if options.serve:
         serve()

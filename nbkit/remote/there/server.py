@@ -22,16 +22,13 @@ START_S = 60.0
 
 
 class Local(http.client.HTTPConnection):
-    """HTTP over the server's socket, or its port where it has none."""
+    """HTTP over the server's socket."""
 
     def __init__(self, info: dict[str, Any]) -> None:
         http.client.HTTPConnection.__init__(self, "localhost", timeout=10)
         self.info = info
 
     def connect(self) -> None:
-        if not self.info["sock"]:
-            self.sock = socket.create_connection(("127.0.0.1", self.info["port"]), self.timeout)
-            return
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self.info["sock"])
@@ -54,7 +51,7 @@ def ask(info: dict[str, Any], path: str) -> Any:
 
 
 def told(folder: str, pid: int) -> Any:
-    """What the server wrote about itself once it listened: sock or port, token, root_dir, version."""
+    """What the server wrote about itself once it listened: sock, token, root_dir, version."""
     with open(os.path.join(folder, "jpserver-%d.json" % pid), encoding="utf-8") as file:
         return json.load(file)
 
@@ -84,15 +81,12 @@ def check_versions() -> None:
         )
 
 
-def settings(folder: str, root: str, *, tcp: bool) -> dict[str, dict[str, Any]]:
+def settings(folder: str, root: str) -> dict[str, dict[str, Any]]:
     """The server's whole configuration: the user's own file, which may open it to the network, is not read."""
     server = {"open_browser": False, "root_dir": root, "allow_root": os.geteuid() == 0, "port_retries": 0}
+    server.update(sock=os.path.join(folder, "server.sock"), sock_mode="0600")
     if version("jupyterlab"):
         server["default_url"] = "/lab"
-    if tcp:
-        server.update(ip="127.0.0.1", port=0)
-    else:
-        server.update(sock=os.path.join(folder, "server.sock"), sock_mode="0600")
     return {
         "ServerApp": server,
         "IdentityProvider": {"token": secrets.token_urlsafe(32)},
@@ -110,7 +104,7 @@ def start(request: dict[str, Any]) -> dict[str, Any]:
             return found(folder, servers[0])
         check_versions()
         root = root_folder(request["root"])
-        chosen = settings(folder, root, tcp=bool(request["tcp"]))
+        chosen = settings(folder, root)
         write(config(folder), json.dumps(chosen))
         log = os.path.join(folder, "server.log")
         words = [sys.executable, "-m", "jupyter_server", "--config", config(folder)]
@@ -143,7 +137,7 @@ def found(folder: str, pid: int) -> dict[str, Any]:
         python = file.read().split(b"\0")[0].decode("utf-8", "replace")
     lab = version("jupyterlab")
     return {
-        "fresh": False, "pid": pid, "sock": info["sock"], "port": info["port"], "token": info["token"],
+        "fresh": False, "pid": pid, "sock": info["sock"], "token": info["token"],
         "version": info["version"], "root": info["root_dir"], "python": python, "lab": lab,
         "old_lab": bool(lab) and numbers(lab) < OLDEST_LAB, "as_root": os.geteuid() == 0,
     }  # fmt: skip
