@@ -23,8 +23,11 @@ def home(tmp_path):
         "lib/__init__.py": "from . import a",
         "lib/a.py": "import json, deep.inner\nY = 2",
         "lib/__pycache__/a.py": "",
-        "lib/weights.bin": "data",
+        "lib/table.json": "{}",
+        "lib/weights.bin": "w" * (1 << 20) + "w",
+        "nbkit/__init__.py": "",
         "deep/inner.py": "",
+        "deep/rows.csv": "",
         "datasets/train.csv": "1,2",
         "data/d.txt": "hello",
     }.items():
@@ -37,16 +40,16 @@ def home(tmp_path):
     ("code", "expected"),
     [
         ("import mod", {"mod.py": ["mod.py"], "other.py": ["other.py"]}),
-        ("from lib import a", {"lib": ["lib/__init__.py", "lib/a.py"], "deep": ["deep/inner.py"]}),
+        ("from lib import a", {"lib": ["lib/__init__.py", "lib/a.py", "lib/table.json"], "deep": ["deep/inner.py"]}),
         ("def f():\n    import deep.inner as x", {"deep": ["deep/inner.py"]}),
         ("from deep import inner", {"deep": ["deep/inner.py"]}),
-        ("import datasets, os.path, torch", {}),  # a folder of data is no module
+        ("import datasets, os.path, torch, nbkit", {}),  # a folder of data is no module
         ("from . import mod", {}),
         ("import mod\ndef f(:", {}),
     ],
 )
 def test_modules_are_found_as_python_finds_them(home, code, expected):
-    """With what they import themselves; only Python files of a package."""
+    """With what they import themselves; small files of a package, Python files of a folder."""
     assert expected == beside.modules(home, [code])
 
 
@@ -78,8 +81,8 @@ def test_goes_along_and_the_rest_is_said(box, home):
     ended, out = finished(work.begin(box, home / "train.py", say=said.append))
     assert ("done", "1 2\n") == (ended.state, out)
     assert [
-        "deep/*.py, lib/*.py, mod.py, other.py go along: train.py imports them",
+        "deep/, lib/, mod.py, other.py go along: train.py imports them",
         "train.py names data/d.txt, which stays here; if it is read there: --with data/d.txt",
     ] == said
     notes = parcel.prepare(home / "train.py", {}, [home / "data", home / "lib", home / "mod.py"]).notes
-    assert ["deep/*.py, other.py go along: train.py imports them"] == notes
+    assert ["deep/, other.py go along: train.py imports them"] == notes

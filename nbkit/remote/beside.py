@@ -12,6 +12,7 @@ from nbkit.remote import parameters
 
 _PYTHON_MAGICS = ("%%time", "%%timeit", "%%capture", "%%prun")  # what follows is Python, after their own line
 _LONGEST = 255
+_MOST_BYTES = 1 << 20
 
 
 def code_of(path: Path, kind: str) -> list[str]:
@@ -40,9 +41,10 @@ def _python(cell: str) -> str:
 
 
 def modules(home: Path, code: Iterable[str]) -> dict[str, list[str]]:
-    """The modules and packages in the folder `home` that `code` imports, and those that they do: name -> their Python files.
+    """The modules and packages in the folder `home` that `code` imports, and those that they do: name -> their files.
 
-    Only Python files, whatever else a package holds: data may lie there. Names are relative to `home`.
+    Of a package all files up to 1 MiB, for some read a table that lies beside them; of a folder without `__init__.py` only
+    Python files: it may hold data. Names are relative to `home`. nbkit's own code goes along in another way.
     """
     found: dict[str, list[str]] = {}
     left = [tree for text in code if (tree := _parsed(text))]
@@ -51,7 +53,8 @@ def modules(home: Path, code: Iterable[str]) -> dict[str, list[str]]:
             name, files = _located(home, dotted)
             if name and name not in found:
                 found[name] = files
-                texts = ((home / file).read_text(encoding="utf-8", errors="replace") for file in files)
+                scripts = (home / file for file in files if file.endswith(".py"))
+                texts = (script.read_text(encoding="utf-8", errors="replace") for script in scripts)
                 left += [tree for text in texts if (tree := _parsed(text))]
     return found
 
@@ -85,22 +88,27 @@ def _imported(tree: ast.Module) -> Iterator[str]:
 def _located(home: Path, dotted: str) -> tuple[str, list[str]]:
     """What lies in `home` for the first word, as Python would find it, and its files; "" for what comes from elsewhere."""
     top, *rest = dotted.split(".")
+    if top == "nbkit":
+        return "", []
     if (home / top / "__init__.py").is_file():
-        return top, _below(home, top)
+        return top, _below(home, top, whole=True)
     if (home / f"{top}.py").is_file():
         return f"{top}.py", [f"{top}.py"]
     inner = home / top / rest[0] if rest else home
     if rest and (inner.with_name(f"{rest[0]}.py").is_file() or (inner / "__init__.py").is_file()):
-        return top, _below(home, top)
+        return top, _below(home, top, whole=False)
     return "", []
 
 
-def _below(home: Path, folder: str) -> list[str]:
+def _below(home: Path, folder: str, *, whole: bool) -> list[str]:
     found = []
     for above, folders, names in os.walk(home / folder):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__pycache__")))
         place = Path(above).relative_to(home)
-        found += [(place / name).as_posix() for name in sorted(names) if name.endswith(".py")]
+        for name in sorted(names):
+            path = Path(above) / name
+            if path.is_file() and (name.endswith(".py") or (whole and path.stat().st_size <= _MOST_BYTES)):
+                found.append((place / name).as_posix())
     return found
 
 

@@ -97,7 +97,7 @@ def _beside(parcel: Parcel, values: Iterable[Any]) -> None:
         new = [file for file in files if not is_sent(file)]
         parcel.code |= {file: home / file for file in new}
         if new:
-            said.append(module if module.endswith(".py") else f"{module}/*.py")
+            said.append(module if module.endswith(".py") else f"{module}/")
     if said:
         goes, it = ("go", "them") if len(said) > 1 else ("goes", "it")
         parcel.notes.append(f"{', '.join(sorted(said))} {goes} along: {name} imports {it}")
