@@ -288,6 +288,31 @@ class TestCommandLine:
             process.kill()
             process.wait(timeout=10)
 
+    def test_why_a_connection_fails_is_said(self, tmp_path, echo):
+        """A port where nothing listens, and a server that forbids forwards: each cause once, and what does without them."""
+        import json
+        import signal
+
+        dead, heard = free_port(), {}
+        for option in ("DisableForwarding no", "DisableForwarding yes"):
+            with running(tmp_path / option.split()[1], option) as own:
+                words = ["forward", "box", "-p", str(dead), "-p", str(echo), "-F", str(own.config), "--json"]
+                with subprocess.Popen([sys.executable, "-m", "nbkit.cli", *words], stdout=subprocess.PIPE,
+                                      stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as process:  # fmt: skip
+                    try:
+                        rows = json.loads(process.stdout.readline())["forwards"]
+                        for _ in range(2):
+                            assert b"" == talk(rows[0]["port"], b"x")
+                        heard[option] = process.stderr.readline()
+                        talk(rows[1]["port"], b"x")
+                    finally:
+                        process.send_signal(signal.SIGINT)
+                        heard[option] += process.communicate(timeout=WAIT_S)[1]
+        assert 1 == heard["DisableForwarding no"].count("Note: ")
+        assert f"Note: No connection to {dead} there: Connection refused.\n" in heard["DisableForwarding no"]
+        assert f"No connection to {dead} there: open failed. Where sshd" in heard["DisableForwarding yes"]
+        assert f"nbkit tunnel box -p {dead} " in heard["DisableForwarding yes"]
+
     def test_trust_and_hosts(self, box, tmp_path):
         """An unknown host: `hosts --try` says so, `trust` shows it with exit code 4 and then trusts it."""
         from click.testing import CliRunner

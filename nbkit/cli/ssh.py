@@ -7,7 +7,7 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -15,7 +15,7 @@ import click
 from nbkit.cli._base import HOST, complete_hosts, config_option, json_option, terminated_as_interrupted
 
 if TYPE_CHECKING:
-    from nbkit.ssh import Session
+    from nbkit.ssh import Forward, Session
 
 
 @click.command(
@@ -74,10 +74,31 @@ def forward(host: str, ports: tuple[str, ...], config: str | None, as_json: bool
                 for row in rows:
                     click.echo(f"http://{row['local']}  ->  {session.route.target}  {row['remote']}")
                 click.echo("Ctrl-C closes them; nothing of ours runs on the host.", err=True)
-            stay(session)
+            stay(session, news=_failures(host, forwards))
         except KeyboardInterrupt:
             click.echo("\nClosed.", err=True)
             sys.exit(130)
+
+
+def _failures(host: str, forwards: Sequence[Forward]) -> Callable[[], list[str]]:
+    """What says of each forward why a connection did not get there, once for each cause."""
+    told: set[tuple[int | str, str]] = set()
+
+    def news() -> list[str]:
+        failed = [(each.remote, each.failed) for each in forwards if each.failed]
+        new = [each for each in failed if each not in told]
+        told.update(new)
+        return [f"No connection to {remote} there: {why}.{_hint(host, remote, why)}" for remote, why in new]
+
+    return news
+
+
+def _hint(host: str, remote: int | str, why: str) -> str:
+    if (
+        "open failed" not in why
+    ):  # what sshd says of a forward that it does not grant, and of a socket that is not there
+        return ""
+    return f" Where sshd forbids forwards: nbkit tunnel {host} -p {remote}      (does without them)"
 
 
 def stay(session: Session, ended: Callable[[], bool] = lambda: False, news: Callable[[], list[str]] = list) -> None:
