@@ -439,13 +439,14 @@ class TestFaults:
             remote.push(box, tmp_path / "t", str(tmp_path / "u"), progress=change)
         assert ["b"] == [path.name for path in (tmp_path / "u").glob("[!.]*")]
 
-    def test_lines_that_are_being_appended(self, box, tmp_path):
-        """With `growing`, what stood in a .jsonl at the start is taken; a file of another name is refused as ever."""
-        put(tmp_path / "t/a.jsonl", 3 * MIB)
+    @pytest.mark.parametrize("name", ["a.jsonl", "a.log"])
+    def test_lines_that_are_being_appended(self, box, tmp_path, name):
+        """With `growing`, what stood in a .jsonl or .log at the start is taken, which is refused otherwise."""
+        put(tmp_path / f"t/{name}", 3 * MIB)
         over = threading.Event()
 
         def append():
-            with (tmp_path / "t/a.jsonl").open("ab") as file:
+            with (tmp_path / f"t/{name}").open("ab") as file:
                 while not over.wait(0.001):
                     file.write(b"more")
                     file.flush()
@@ -453,16 +454,16 @@ class TestFaults:
         writer = threading.Thread(target=append)
         writer.start()
         try:
-            with pytest.raises(TransferError, match=r"a.jsonl: changed while it was being sent"):
+            with pytest.raises(TransferError, match=f"{name}: changed while it was being sent"):
                 remote.sync(box, str(tmp_path / "t"), tmp_path / "u", down=True)
             remote.sync(box, str(tmp_path / "t"), tmp_path / "u", down=True, growing=True)
             remote.sync(box, str(tmp_path / "t"), tmp_path / "u", down=True, growing=True)  # on what is there
         finally:
             over.set()
             writer.join()
-        got = (tmp_path / "u/a.jsonl").read_bytes()
+        got = (tmp_path / f"u/{name}").read_bytes()
         assert len(got) > 3 * MIB
-        assert (tmp_path / "t/a.jsonl").read_bytes().startswith(got)
+        assert (tmp_path / f"t/{name}").read_bytes().startswith(got)
 
     @pytest.mark.skipif(os.getuid() != 0, reason="needs root to mount a small disk")
     @WAYS

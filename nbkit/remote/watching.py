@@ -45,7 +45,7 @@ def keep(
     with _held(box):
         while not ended():
             try:
-                done(sync(box, source, dst, **options))
+                done(sync(box, source, dst, growing=True, **options))
                 first = False
             except UnreachableError as error:
                 if box.session.error is not None:

@@ -17,7 +17,7 @@ from nbkit.remote.there.tree import Entry, scan
 
 _AT_ONCE = 500  # entries in a frame
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, the file's name
-GROWING = b".jsonl"  # lines are only ever appended to it
+GROWING = (b".jsonl", b".log")  # lines are only ever appended to these
 Widen = Callable[[str, int], List[Callable[[f.Bytes], Any]]]
 
 
