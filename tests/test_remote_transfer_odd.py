@@ -23,6 +23,7 @@ from nbkit.remote.there.send import Sender
 from nbkit.remote.there.tree import Entry
 from tests import boxes
 from tests.chaos.transfer import small_disk
+from tests.waiting import until
 
 DOWN = pytest.mark.parametrize("down", [False, True], ids=["up", "down"])
 root_only = pytest.mark.skipif(os.getuid() != 0, reason="needs root to become somebody else")
@@ -220,6 +221,43 @@ class TestInto:
         assert (tmp_path / "link").is_symlink()
 
 
+class TestNewName:
+    @pytest.mark.parametrize("way", ["push", "pull"])
+    def test_of_a_folder_goes_on_under_it(self, box, tmp_path, way):
+        """Cut off, or refused in part, a folder stands there half: the same command fills it, and makes none below it."""
+        source, dst = tmp_path / "a", tmp_path / "b"
+        put(source / "1", "x" * (3 << 20))
+        put(source / "2")
+
+        class CutError(Exception):
+            pass
+
+        def move(**options):
+            if way == "push":
+                return remote.push(box, source, str(dst), **options)
+            return remote.pull(box, str(source), dst, **options)
+
+        def cut(_):
+            raise CutError
+
+        with pytest.raises(CutError):
+            move(progress=cut)
+        until(lambda: dst.exists() and not (dst / "1").exists(), "a beginning")
+        assert ("b/1", "b/2") == move(dry_run=True).names
+        move()
+        assert ["1", "2"] == sorted(path.name for path in dst.iterdir())
+        assert source.stat().st_mtime_ns == dst.stat().st_mtime_ns
+        move()
+        assert ["1", "2", "a"] == sorted(path.name for path in dst.iterdir())
+
+    def test_of_another_is_not_taken_for_it(self, box, tmp_path):
+        """What was cut off is gone on with by the same source alone."""
+        put(tmp_path / "b/.nbkit-part", "a")
+        put(tmp_path / "other/x")
+        remote.push(box, tmp_path / "other", str(tmp_path / "b"))
+        assert (tmp_path / "b/other/x").exists()
+
+
 class TestPatterns:
     def test_stand_for_what_they_match(self, box, tmp_path):
         """As with scp: in the folder there, without names that begin with a dot; one match may get a new name."""
@@ -292,4 +330,4 @@ def test_a_disk_that_takes_no_more_files(box, tmp_path):
     with small_disk(tmp_path / "disk", 8 << 20, files=20) as disk:
         with pytest.raises(TransferError, match=r"the disk takes no more files: .* no inodes left"):
             remote.push(box, tmp_path / "a", str(disk / "b"))
-        assert [] == list(disk.rglob("*.nbkit-part"))
+        assert [".nbkit-part"] == [path.name for path in disk.rglob("*.nbkit-part")]  # it is not all there

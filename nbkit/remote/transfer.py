@@ -163,7 +163,7 @@ def sync(
         down: From the box to here.
         delete: Remove from `dst` what `source` does not have, and what stands in the way of it (a folder where a file is
             to go); refused where that is the home folder or the root. What `source` has and does not send stays.
-        growing: Take of `.jsonl` and `.log` files that are being appended to what was there at the start, instead of refusing them.
+        growing: Take of `.jsonl` and `.log` files that grow what was there at the start, instead of refusing them.
     """
     if delete and _is_home(os.fspath(dst), here=down):
         raise TransferError(

@@ -54,7 +54,8 @@ class Plan:
             raise StoppedError(f"{shown(dst)} is neither a file nor a folder", "name one of these")
         if there and not folder and (into or not one_file):
             raise StoppedError(f"{shown(dst)} is a file, not a folder", "name a folder, or move it aside")
-        if folder or into:
+        top = entries[0].name if entries else b""
+        if (folder or into) and not (folder and not into and _begun(dst) == top):
             self.base = dst
             self._parents(dst)
         else:
@@ -63,6 +64,9 @@ class Plan:
                 raise StoppedError(f"{shown(dst)} is no name for a file or folder", "name one that can be made")
             self.base = above or b"."
             self._parents(self.base)
+        self._mark, self._named = b"", top
+        if renamed and entries and entries[0].kind == FOLDER:
+            self._mark = os.path.join(self.base, renamed, PART)
         if renamed:
             entries = [e._replace(name=b"".join((renamed, *e.name.partition(b"/")[1:]))) for e in entries]
         self.entries = entries
@@ -153,6 +157,20 @@ class Plan:
             return sys.maxsize  # a file system that does not tell
         return found.f_bavail * found.f_frsize
 
+    def mark(self, *, done: bool) -> None:
+        """Until all of a folder under a new name is there, a file in it says of what it is: see `_begun`."""
+        if not self._mark:
+            return
+        if done:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._mark)
+            return
+        handle = os.open(self._mark, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(handle, self._named)
+        finally:
+            os.close(handle)
+
     def make_folders(self) -> None:
         """All that are announced; private until everything is in them."""
         for entry in self.entries:
@@ -226,6 +244,17 @@ class Plan:
                 except PermissionError:
                     notes.append(f"{shown(path)} is somebody else's: its mode and time stay as they are")
         return notes
+
+
+def _begun(folder: bytes) -> Optional[bytes]:
+    """Whose new name the folder is, where a transfer into it was cut off: the same one goes on there, not one level below."""
+    if os.path.basename(folder) in (b"", b".", b".."):
+        return None
+    try:
+        with open(os.path.join(folder, PART), "rb") as file:
+            return file.read(4096)
+    except OSError:
+        return None
 
 
 def _kind(mode: int) -> str:

@@ -105,6 +105,10 @@ class Receiver:
         except OSError as error:
             raise explained(error, error.filename or plan.base, plan.free()) from error
         plan.make_folders()
+        try:
+            plan.mark(done=False)
+        except OSError as error:
+            raise explained(error, error.filename or plan.base, plan.free()) from error
 
     def _ask(self, wants: List[Want]) -> None:
         """Say which files are wanted, and which blocks of them are here already."""
@@ -261,6 +265,7 @@ class Receiver:
             if not self._result["failed"]:
                 self._plan.remove(extra)
                 self._result["deleted"] = [f.text(name) for name in self._plan.in_the_way + extra]
+                self._plan.mark(done=True)
             self._result["notes"] += self._plan.settle_folders()
         except OSError as error:
             raise explained(error, error.filename or self._plan.base, self._plan.free()) from error
