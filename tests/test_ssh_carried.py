@@ -93,10 +93,10 @@ class TestBytes:
         until(lambda: not carriers(own), "a command is left there")
 
     def test_what_a_login_shell_prints_is_no_part_of_it(self, tmp_path, folder, echo):
-        """Start-up files that print to both outputs, before our program begins."""
+        """Start-up files that print to both outputs, the last without a line's end, before our program begins."""
         with forbidding(tmp_path / "own") as own:
-            (own.folder / ".bashrc").write_text("seq 1 5000; echo loud >&2; echo nbkit-carry-\n")
-            (own.folder / ".zshenv").write_text("seq 1 5000; echo loud >&2; echo nbkit-carry-\n")
+            (own.folder / ".bashrc").write_text("seq 1 5000; echo loud >&2; printf 'nbkit-carry-'\n")
+            (own.folder / ".zshenv").write_text("seq 1 5000; echo loud >&2; printf 'nbkit-carry-'\n")
             with (
                 connect("box", config=own.config, ask=None) as session,
                 Streams(session, folder=str(folder)) as streams,

@@ -59,12 +59,13 @@ def call(
 
 
 def answer(session: Session, stdout: bytes, stderr: bytes, status: int, python: str) -> dict[str, Any]:
-    """The JSON object in the last line of `stdout`.
+    """The JSON object in the last line of `stdout`; what start-up files print without a line's end may stand before it.
 
     Raises: RemoteCommandError.
     """
     host = session.route.target
     last = stdout.rstrip().rpartition(b"\n")[2]
+    last = last[max(0, last.find(b'{"')) :]
     try:
         found = json.loads(last)
     except ValueError:
