@@ -20,6 +20,7 @@ from nbkit.remote import connect, stores
 from nbkit.remote.references import parse
 from nbkit.remote.there import store as store_there
 from tests import boxes, s3_server
+from tests.test_remote_transfer_odd import deep
 
 FILES = {"a.jsonl": b'{"a": 1}\n', "sub/bïg file.bin": bytes(range(256)) * 9000, "empty": b""}
 MIB = 1 << 20
@@ -304,6 +305,20 @@ class TestMount:
         (mount / "a.jsonl").write_bytes(b"new")
         assert {"a.jsonl"} == set(stores.push(box, parse(f"file://{mount}"), str(tmp_path / "into")).sha256)
         assert b"new" == (tmp_path / "into" / "data" / "a.jsonl").read_bytes()
+
+    def test_a_pipe_is_not_waited_for(self, box, mount, tmp_path):
+        """What is no file is refused by name, before anything is copied."""
+        os.mkfifo(mount / "pipe")
+        with pytest.raises(RemoteCommandError, match="mount/data/pipe is neither a file nor a folder"):
+            stores.push(box, parse(f"file://{mount}"), str(tmp_path / "into"))
+        assert not (tmp_path / "into").exists()
+
+    def test_a_folder_that_cannot_be_read(self, box, mount, tmp_path):
+        """Is not taken for an empty one. Here its path is too long for the system, which root cannot read either."""
+        deep(mount / "deep")
+        with pytest.raises(RemoteCommandError, match=r"Cannot read .File name too long. the folder .*data/deep"):
+            stores.push(box, parse(f"file://{mount}"), str(tmp_path / "into"))
+        assert not (tmp_path / "into").exists()
 
     def test_absent(self, box, tmp_path):
         """A path that the box does not have is said so."""

@@ -17,6 +17,7 @@ from nbkit.errors import MissingPackageError, RemoteCommandError, require
 from nbkit.remote import program
 from nbkit.remote.box import Box
 from nbkit.remote.references import STORES, StoreReference
+from nbkit.remote.there.frames import amount
 from nbkit.remote.transfer import Progress, told_by
 from nbkit.remote.transfer import push as send
 from nbkit.ssh.text import plain
@@ -52,11 +53,11 @@ class Stored:
 
     def __str__(self) -> str:
         """What came, and where it stands."""
-        brought = f"{self.fetched / 1e6:.1f} of {self.bytes / 1e6:.1f} MB read {self.read}"
+        brought = f"{amount(self.fetched)} of {amount(self.bytes)} read {self.read}"
         note = f"\n  Note: the store tells no md5 of {self.unchecked} of these: their size was compared"
         mount = self.reference.scheme == "file"
         shown = note if self.unchecked and not mount else ""
-        return f"{self.reference}: {self.files} files, {brought}.\n  In:   {self.place}{shown}"
+        return f"{self.reference}: {self.files} file{'' if self.files == 1 else 's'}, {brought}.\n  In:   {self.place}{shown}"
 
 
 def push(

@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import os
 import re
+import stat
 import sys
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
@@ -70,9 +71,21 @@ def mounted(path: str) -> Iterator[Source]:
     """The files at a path of this machine; links are followed, as a mount may be made of them."""
     if not os.path.exists(path):
         raise StoreError(error="There is no %s" % path, hint="is it mounted? look: ls -la %s; mount" % path)
-    names = [path] if os.path.isfile(path) else [os.path.join(top, n) for top, _, some in os.walk(path) for n in some]
+
+    def unreadable(error: OSError) -> None:
+        raise StoreError(
+            error="Cannot read (%s) the folder %s" % (error.strerror, error.filename),
+            hint="have its owner grant it, or push the folders beside it",
+        ) from error
+
+    walk = os.walk(path, onerror=unreadable)
+    names = [path] if os.path.isfile(path) else [os.path.join(top, n) for top, _, some in walk for n in some]
     for name in sorted(names):
         about = os.stat(name)
+        if not stat.S_ISREG(about.st_mode):  # a pipe would be waited for
+            raise StoreError(
+                error="%s is neither a file nor a folder" % name, hint="remove it, or push the folders beside it"
+            )
         relative = os.path.relpath(name, path) if name != path else ""
         yield Source(relative, about.st_size, about.st_mtime, functools.partial(piece, name), lambda: None)
 
