@@ -259,6 +259,24 @@ class TestSaid:
             logs = nbkit(server, "logs").stdout.split()
             assert [str(at) for at in range(100)] == [one for one in logs if one.isdigit()]
 
+    def test_to_a_script_that_hears_no_log(self, server, box):
+        """A script that runs a notebook has no log: what happens to the link is on its stderr."""
+        added = kernels.add(box, config=server.config)
+        code = ("import sys\nfrom jupyter_client.manager import KernelManager\n"
+                "manager = KernelManager(kernel_name=sys.argv[1])\nmanager.start_kernel()\nprint(flush=True)\n"
+                "input()\nmanager.shutdown_kernel(now=True)\n")  # fmt: skip
+        with subprocess.Popen([sys.executable, "-c", code, added.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, text=True) as script:  # fmt: skip
+            assert "\n" == script.stdout.readline()
+            server.cut()
+            assert (
+                "nbkit: The link to box is lost; it is made again, and the kernel goes on.\n"
+                == script.stderr.readline()
+            )
+            assert "nbkit: The link to box is back.\n" == script.stderr.readline()
+            script.communicate("\n", timeout=60)
+        assert 0 == script.returncode
+
     def test_of_a_python_that_is_gone(self, server, tmp_path):
         """It was there when the kernel was added; now who starts it reads what is missing and where."""
         python = tmp_path / "python"

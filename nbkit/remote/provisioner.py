@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import sys
 import time
@@ -130,17 +131,14 @@ class BoxProvisioner(KernelProvisionerBase):
         if kernel is not None:
             self._forward(box, kernel["sockets"], ports)
             time.sleep(_JOIN_S)
-        self.log.warning(
-            "Connected to %s anew. What the kernel said meanwhile: nbkit kernel logs %s %s",
-            self.host, self.host, self._id[:8],
-        )  # fmt: skip
+        self._warn(f"Connected to {self.host} anew. What the kernel said meanwhile: {self._logs}")
 
     def _carrier(self, box: Box) -> ssh.Session | ssh.Streams:
         """What the sockets ride on: streams that outlive the link, or the session itself where no relay can run."""
         try:
             self._streams = ssh.Streams(box.session, python=box.python)
         except RemoteCommandError as error:
-            self.log.warning("What the kernel says while the link to %s is away will be lost: %s", self.host, error)
+            self._warn(f"What the kernel says while the link to {self.host} is away will be lost: {error}")
             return box.session
         return self._streams
 
@@ -151,25 +149,37 @@ class BoxProvisioner(KernelProvisionerBase):
             return
         if box.session.error is not None:
             self._link = None
-            self.log.error(
-                "The connection to %s is over: %s\nThe kernel goes on there. When that is mended, interrupt it or restart it: "
-                "either connects anew.", self.host, box.session.error,
-            )  # fmt: skip
+            self._warn(
+                f"The connection to {self.host} is over: {box.session.error}\n"
+                "The kernel goes on there. When that is mended, interrupt it or restart it: either connects anew."
+            )
         elif self._link != box.session.alive:
             self._link = box.session.alive
             said = "is back" if self._link else "is lost; it is made again, and the kernel goes on"
-            self.log.warning("The link to %s %s.", self.host, said)
+            self._warn(f"The link to {self.host} {said}.")
         if streams is not None:
             for note in streams.notes[self._noted :]:
-                self.log.warning(
-                    "%s What the kernel prints is kept: nbkit kernel logs %s %s", note, self.host, self._id[:8]
-                )
+                self._warn(f"{note} What the kernel prints is kept: {self._logs}")
             self._noted = len(streams.notes)
 
     @property
     def _id(self) -> str:
         """The kernel's id on the box; the one here is another when it was returned to."""
         return self.running or str(self.kernel_id)
+
+    @property
+    def _logs(self) -> str:
+        return f"nbkit kernel logs {self.host} {self._id[:8]}"
+
+    def _warn(self, text: str) -> None:
+        """Into Jupyter's log; to stderr where nobody hears that, as in a script that runs a notebook with nbclient."""
+        self.log.warning("%s", text)
+        logger: logging.Logger | None = getattr(self.log, "logger", self.log)
+        while logger is not None:
+            if any(not isinstance(handler, logging.NullHandler) for handler in logger.handlers):
+                return
+            logger = logger.parent if logger.propagate else None
+        print(f"nbkit: {text}", file=sys.stderr)
 
     def leave(self) -> None:
         """Close this end; the kernel runs on, on the box."""
@@ -192,7 +202,7 @@ class BoxProvisioner(KernelProvisionerBase):
                 for words in (["touch", f"{kernel['base']}.asked"], ["kill", "-KILL", "--", f"-{kernel['pid']}"]):
                     self._tell(box.session, words)
         except NbkitError as error:
-            self.log.warning("The kernel %s on %s cannot be ended: %s", self._id[:8], self.host, error.message)
+            self._warn(f"The kernel {self._id[:8]} on {self.host} cannot be ended: {error.message}")
             self.leave()
         else:
             self._end()
@@ -235,15 +245,12 @@ class BoxProvisioner(KernelProvisionerBase):
             return None  # it is asked again
         if "again" in found:
             self._kernel = found["again"]
-            self.log.warning("The kernel %s on %s was restarted from elsewhere.", self._id[:8], self.host)
+            self._warn(f"The kernel {self._id[:8]} on {self.host} was restarted from elsewhere.")
             return None
         self._elsewhere = bool(found.get("shut_down"))
         if not self._died:
             self._died = True
-            self.log.error(
-                "%s (kernel %s; what it printed: nbkit kernel logs %s %s)",
-                found["text"], self._id[:8], self.host, self._id[:8],
-            )  # fmt: skip
+            self._warn(f"{found['text']} (kernel {self._id[:8]}; what it printed: {self._logs})")
         return int(found.get("status") or 0)
 
     async def wait(self) -> int | None:
