@@ -105,7 +105,11 @@ class TestConnect:
             connect("box", config=config, ask=None)
         assert public(box.key).fingerprint in caught.value.message
         assert f"{known}, line 1" in caught.value.message
-        assert "ssh-keygen -R" in caught.value.hint
+        removal = caught.value.hint.splitlines()[1].strip()
+        assert removal.endswith("; nbkit trust box")
+        subprocess.run(removal.partition(";")[0], shell=True, check=True, capture_output=True)
+        with pytest.raises(HostKeyError, match="is not known"):
+            connect("box", config=config, ask=None)
 
     def test_a_revoked_key_is_refused(self, box, place):
         """@revoked wins over a line that trusts the same key."""

@@ -256,8 +256,8 @@ def _run(
         except KeyboardInterrupt:
             meter.end()
             click.echo(
-                "Interrupted. What has come over is kept; the same command goes on from there, without it the\n"
-                ".*.nbkit-part files beside the destination can be removed.",
+                "Interrupted. What has come over is kept, and the same command goes on from there.\n"
+                "To give it up, remove what ends in .nbkit-part at the destination.",
                 err=True,
             )
             sys.exit(130)

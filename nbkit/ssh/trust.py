@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -98,8 +99,8 @@ def verify(asked: str, hop: Hop, key: Key, address: str = "") -> Judgement:
     if said.verdict is Verdict.OK:
         return said
     shown = f"{key.short_type} {key.fingerprint}"
+    target = asked if asked == hop.alias or hop.alias in asked else str(hop)
     if said.verdict is Verdict.UNKNOWN:
-        target = asked if asked == hop.alias or hop.alias in asked else str(hop)
         why = (
             " (a @cert-authority line covers it, but it showed a plain key, or a certificate, which nbkit cannot judge)"
             if said.authority
@@ -118,10 +119,12 @@ def verify(asked: str, hop: Hop, key: Key, address: str = "") -> Judgement:
             f"The key of {hop.known_name} is REVOKED: {shown}.{where}",
             hint="the host needs a new key; nbkit has no switch that accepts a revoked one",
         )
+    file = f" -f {shlex.quote(said.entries[0].path)}" if said.entries else ""
     raise HostKeyError(
         f"The key of {hop.known_name} has CHANGED. It showed {shown}; known is:{where}\n"
         "  Either the host was set up anew, or someone stands in between.",
-        hint=f"ask the host's owner; only if it was set up anew: ssh-keygen -R '{hop.known_name}', then nbkit trust",
+        hint="ask the host's owner; only if it was set up anew:\n"
+        f"        ssh-keygen -R {shlex.quote(hop.known_name)}{file}; nbkit trust {target}",
     )
 
 
