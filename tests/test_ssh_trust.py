@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -107,7 +108,7 @@ class TestConnect:
         assert f"{known}, line 1" in caught.value.message
         removal = caught.value.hint.splitlines()[1].strip()
         assert removal.endswith("; nbkit trust box")
-        subprocess.run(removal.partition(";")[0], shell=True, check=True, capture_output=True)
+        subprocess.run(shlex.split(removal.partition(";")[0]), check=True, capture_output=True)
         with pytest.raises(HostKeyError, match="is not known"):
             connect("box", config=config, ask=None)
 
