@@ -225,6 +225,7 @@ class TestJob:
         assert lines == [json.loads(line)["step"] for line in (run.path / "metrics.jsonl").read_text().splitlines()]
         assert "done" == run.status.state
 
+    @pytest.mark.usefixtures("box")  # which trusts it
     def test_following_ends_with_the_box(self, practice, tmp_path):
         """A box that is closed is not connected again: `wait` says so."""
         with nbkit.connect(practice.host, **practice.options) as other:
