@@ -24,7 +24,7 @@ from tests.sshd import SSHD, running
 BIG_BYTES, FAR_BYTES = 512 << 20, 128 << 20
 SMALL_FILES, SMALL_BYTES = 2000, 6500
 DELAY_S = 0.025  # each way
-ROUNDS = 3
+ROUNDS = 5
 
 
 def run() -> Outcome:

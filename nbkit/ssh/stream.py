@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from nbkit.ssh.engine import Engine
 
 WINDOW = 2 * 1024 * 1024  # bytes in flight towards us, a channel; OpenSSH's own, and what a long link outgrows
-_FAR_WINDOW = 8 * 1024 * 1024  # of a command on a long link: two round trips fewer until it is filled
+_NEAR_WINDOW = 3 * 1024 * 1024  # of a command: its reader may wait for its turn on a processor, and sshd goes on meanwhile
+_FAR_WINDOW = 8 * 1024 * 1024  # of one on a long link: two round trips fewer until it is filled
 _FAR_S = 0.01  # a round trip from which a link is long
 _MOST_WINDOW = 64 * 1024 * 1024
 PACKET = 32 * 1024
@@ -53,7 +54,7 @@ class Sink(Protocol):
 
 def first_window(rtt_s: float) -> int:
     """The window that a command's channel starts with."""
-    return WINDOW if rtt_s < _FAR_S else _FAR_WINDOW
+    return _NEAR_WINDOW if rtt_s < _FAR_S else _FAR_WINDOW
 
 
 class Stream(Channel):  # type: ignore[misc]  # paramiko is not typed
