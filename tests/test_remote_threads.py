@@ -103,3 +103,18 @@ def test_thread_that_is_scheduled_otherwise_stays_so() -> None:
     thread.start()
     thread.join()
     assert found == [os.SCHED_IDLE, os.SCHED_IDLE]
+
+
+@linux
+def test_another_thread_by_its_number_for_as_long_as_it_lives() -> None:
+    go_on = threading.Event()
+    thread = threading.Thread(target=go_on.wait)
+    thread.start()
+    number = thread.native_id or 0
+    with batch(number):
+        assert os.sched_getscheduler(number) == os.SCHED_BATCH
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER
+    assert os.sched_getscheduler(number) == os.SCHED_OTHER
+    with batch(number):
+        go_on.set()
+        thread.join()

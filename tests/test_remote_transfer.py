@@ -205,6 +205,20 @@ class TestFiles:
             move(box, "pull" if where == "here" else "push", source, old)
         assert content(3 * MIB, seed=1) == old.read_bytes()
 
+    @pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="no batch scheduling on this system")
+    @pytest.mark.parametrize("way", ["push", "pull"])
+    def test_its_threads_are_batch_jobs_while_it_lasts(self, box, tmp_path, way):
+        threads = {0, getattr(box.session.engine, "native_id", 0)}
+
+        def scheduled():
+            return {os.sched_getscheduler(thread) for thread in threads}
+
+        seen = []
+        move(box, way, put(tmp_path / "a", 3 * MIB), tmp_path / "b", progress=lambda _: seen.append(scheduled()))
+        assert seen
+        assert all(each == {os.SCHED_BATCH} for each in seen)
+        assert scheduled() == {os.SCHED_OTHER}
+
     def test_progress_is_told(self, box, tmp_path):
         """The last word is that everything is over."""
         told = []

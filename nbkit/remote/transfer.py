@@ -200,7 +200,7 @@ def _request(sources: list[str], dst: str, links: Links, parents: bool, check: b
 
 def _send(box: Box, request: dict[str, Any], progress: Callable[[Progress], None] | None) -> Transferred:
     start = time.monotonic()
-    with batch(), contextlib.ExitStack() as helpers, _link(box, {**request, "role": "receive"}) as link:
+    with contextlib.ExitStack() as helpers, _link(box, {**request, "role": "receive"}) as link:
 
         def widen(path: str, total: int) -> list[Callable[[frames.Bytes], Any]]:
             count = min(_STREAMS - 1, total // (4 * frames.BLOCK))
@@ -215,7 +215,7 @@ def _send(box: Box, request: dict[str, Any], progress: Callable[[Progress], None
 
 def _receive(box: Box, request: dict[str, Any], progress: Callable[[Progress], None] | None) -> Transferred:
     start = time.monotonic()
-    with batch(), _link(box, {**request, "role": "send"}) as link:
+    with _link(box, {**request, "role": "send"}) as link:
         receiver = Receiver(link, request, _paced(progress, start))
         try:
             done = receiver.run()
@@ -246,10 +246,12 @@ def _link(box: Box, request: dict[str, Any]) -> Iterator[frames.Frames]:
     Raises: TransferError, UnreachableError, RemoteCommandError.
     """
     source = program.bundle(*_MODULES[request["role"]])
-    with box.session.start(_line(box)) as process:
+    with batch(), box.session.start(_line(box)) as process, contextlib.ExitStack() as stack:
         try:
             process.write(program.opening(source, request))
             lender = process if isinstance(process, ChannelProcess) else None
+            if lender:
+                stack.enter_context(batch(lender.reader))
             link = frames.Frames(process.readinto, process.write, lender)
 
             def first(view: memoryview) -> int:

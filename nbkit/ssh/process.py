@@ -116,6 +116,11 @@ class ChannelProcess(Closing):
         assert self._stream is not None
         return self._stream
 
+    @property
+    def reader(self) -> int:
+        """The system's number of the thread that takes what it says from the network."""
+        return self.stream.engine.native_id or 0
+
     # -- the transport's thread
 
     def attach(self, stream: Any) -> None:

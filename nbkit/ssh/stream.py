@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nbkit.ssh.engine import Engine
 
 WINDOW = 2 * 1024 * 1024  # bytes in flight towards us, a channel; OpenSSH's own, and what a long link outgrows
-_NEAR_WINDOW = 3 * 1024 * 1024  # of a command: its reader may wait for its turn on a processor, and sshd goes on meanwhile
+_NEAR_WINDOW = 3 * 1024 * 1024  # of a command: sshd goes on while its reader waits for a processor
 _FAR_WINDOW = 8 * 1024 * 1024  # of one on a long link: two round trips fewer until it is filled
 _FAR_S = 0.01  # a round trip from which a link is long
 _MOST_WINDOW = 64 * 1024 * 1024

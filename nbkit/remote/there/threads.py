@@ -67,20 +67,24 @@ class Aside:
 
 
 @contextlib.contextmanager
-def batch() -> Iterator[None]:
-    """Have the calling thread, and those that it starts, scheduled as a batch job (Linux, sched(7)).
+def batch(thread: int = 0) -> Iterator[None]:
+    """Have a thread, and those that it starts, scheduled as a batch job (Linux, sched(7)).
 
     One that wakes up takes no processor from another that is at work: it finds more bytes when its turn comes, and all
     together take fewer turns. Where the thread is scheduled in another than the usual way, that stays.
+
+    Args:
+        thread: Its number for the system (`native_id`); 0 for the calling thread.
     """
     usual = getattr(os, "SCHED_OTHER", 0)
     changed = False
     with contextlib.suppress(OSError, AttributeError):
-        if os.sched_getscheduler(0) == usual:
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        if os.sched_getscheduler(thread) == usual:
+            os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0))
             changed = True
     try:
         yield
     finally:
         if changed:
-            os.sched_setscheduler(0, usual, os.sched_param(0))
+            with contextlib.suppress(OSError):  # it has ended
+                os.sched_setscheduler(thread, usual, os.sched_param(0))
