@@ -5,7 +5,8 @@
     python -m tools.check unit         the tests that need no box, no browser and no training
 
 Each stage runs even if one before it failed, so that one run tells all. At the end: what was skipped, by name and
-reason, the time of each stage, and one line with the counts. A stage that outlives its limit is ended and has failed.
+reason, the time of each stage, what failed by name, and one line with the counts. A stage that outlives its limit is
+ended and has failed.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ LINT = {
 # Two to four times what they take alone.
 LIMIT_S = {"tests": 40 * 60, "tests of boxes": 40 * 60, "browser tests": 18 * 60, "notebooks": 15 * 60}
 _LINT_LIMIT_S = 3 * 60
+_SHOWN = 200  # characters of why a test failed
 # They mostly wait, for cuts and servers, so they run beside the others, which mostly compute.
 BOXES = ("tests/test_ssh_*.py", "tests/test_remote_*.py", "tests/test_cli_box.py", "tests/test_cli_tunnel.py",
          "tests/test_cli_work.py")  # fmt: skip
@@ -85,22 +87,24 @@ def beside(title: str, words: list[str], times: dict[str, float], well: dict[str
             print(f"\n== {title}\n{output.read().decode(errors='replace')}", flush=True)
 
 
-def read(report: Path) -> tuple[Counter[str], list[str]]:
-    """How many passed, failed and were skipped, and a line for each that was skipped, from pytest's report."""
+def read(report: Path) -> tuple[Counter[str], list[str], list[str]]:
+    """How many passed, failed and were skipped, and a line for each that was skipped or failed, from pytest's report."""
     counts: Counter[str] = Counter()
-    skipped = []
+    skipped: list[str] = []
+    failed: list[str] = []
     if not report.exists():
-        return counts, skipped
+        return counts, skipped, failed
     for case in ET.parse(report).iter("testcase"):  # noqa: S314 - written by the pytest we just ran
-        skip = case.find("skipped")
-        if skip is not None:
-            counts["skipped"] += 1
-            skipped.append(f"{case.get('classname')}::{case.get('name')}: {skip.get('message', '').strip()}")
-        elif case.find("failure") is not None or case.find("error") is not None:
-            counts["failed"] += 1
+        name = f"{case.get('classname')}::{case.get('name')}"
+        for kind, lines in (("skipped", skipped), ("failure", failed), ("error", failed)):
+            found = case.find(kind)
+            if found is not None:
+                counts["skipped" if lines is skipped else "failed"] += 1
+                lines.append(f"{name}: {found.get('message', '').strip().partition(chr(10))[0][:_SHOWN]}")
+                break
         else:
             counts["passed"] += 1
-    return counts, skipped
+    return counts, skipped, failed
 
 
 def clock(seconds: float) -> str:
@@ -113,7 +117,7 @@ def check(since: float) -> int:
     """All stages; returns the exit code. `since` is when the person began to wait, in seconds of the epoch."""
     times: dict[str, float] = {}
     counts: Counter[str] = Counter()
-    skipped = system.provide()
+    skipped, broken = system.provide(), []
     with tempfile.TemporaryDirectory(prefix="nbkit-check-") as folder:
         # The browser's tests run by themselves: Playwright keeps an event loop in the thread that uses it.
         reports = {title: Path(folder) / f"{title}.xml" for title in LIMIT_S}
@@ -135,14 +139,17 @@ def check(since: float) -> int:
             elif title != aside:
                 well[title] = run(title, words, times)
         for report_file in reports.values():
-            found, reasons = read(report_file)
+            found, left_out, wrong = read(report_file)
             counts.update(found)
-            skipped += reasons
+            skipped += left_out
+            broken += wrong
     print(f"\n== {counts['skipped']} skipped")
     print(*(f"  {line}" for line in skipped), sep="\n")
     print("\n== time: " + ", ".join(f"{title} {clock(seconds)}" for title, seconds in times.items()))
     print(f"   from the start of the command, setup included: {clock(time.time() - since)}")
     failed = [title for title, passed in well.items() if not passed]
+    if broken:
+        print("\n== failed", *(f"  {line}" for line in broken), sep="\n")
     print("\n" + (f"FAILED: {', '.join(failed)}" if failed else "all stages passed"))
     print(f"{counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped")
     return 1 if failed else 0

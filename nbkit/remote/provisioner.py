@@ -52,9 +52,7 @@ class BoxProvisioner(KernelProvisionerBase):
     _forwards: tuple[ssh.Forward, ...] = ()
     _streams: ssh.Streams | None = None
     _link: bool | None = True  # it stands; None when it is over
-    _asked = _died = _elsewhere = (
-        False  # its end was asked for here; it ended otherwise; it was shut down from elsewhere
-    )
+    _asked = _died = _elsewhere = False  # its end was asked for here; came otherwise; was asked for elsewhere
     _noted = 0
 
     @property
