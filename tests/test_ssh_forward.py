@@ -176,7 +176,7 @@ class TestLink:
         """The connection is closed, the host's word is kept, the session lives."""
         with forward(session, free_port()) as fwd:
             assert b"" == talk(fwd.local_port, b"x")
-            assert "refused" in fwd.failed.lower()
+            until(lambda: "refused" in fwd.failed.lower(), "the host's word is not kept")
         assert session.alive
 
 
