@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from nbkit.errors import AuthenticationError, HostKeyError
 from nbkit.ssh import connect, resolve
+from nbkit.ssh.pipes import PipeProcess
 from tests.sshd import keygen, running
 from tests.waiting import until
 
@@ -49,8 +53,11 @@ class TestChoice:
                 assert str(tmp_path / "m") == session.facts["master"]
                 assert "hi" == session.run(["echo", "hi"]).text
             assert master.poll() is None
-        finally:
-            master.terminate()
+        finally:  # not by SIGTERM: an ssh that gets it just before it waits goes on waiting (OpenSSH 9.2)
+            subprocess.run(
+                ["ssh", "-F", str(config), "-O", "exit", "box"], check=False, capture_output=True, timeout=20
+            )
+            master.kill()
             master.wait(timeout=10)
 
     @pytest.mark.parametrize(
@@ -131,3 +138,26 @@ class TestCommands:
         """One command after another, each fed and waited for: none's output is read by what waited for the one before."""
         with connect("box", config=box.config, ask=None, engine="ssh") as session:
             assert ["said"] * 40 == [session.run("printf said", input=b"x" * 1000).text for _ in range(40)]
+
+
+class TestEnd:
+    @pytest.mark.parametrize(("missed", "status"), [(1, 7), (1000, -signal.SIGKILL)])
+    def test_a_child_that_misses_a_signal_is_ended(self, missed, status):
+        """ssh may look for a signal, get one, and wait as if there were none: it gets another, in the end SIGKILL."""
+        code = f"""if True:
+            import os, signal
+            seen = []
+            signal.signal(signal.SIGTERM, lambda *_: seen.append(1) if len(seen) < {missed} else os._exit(7))
+            print(".", flush=True)
+            while True: signal.pause()"""
+        process = PipeProcess([sys.executable, "-c", code], "code", "here", lambda: "")
+        assert b"." == process.read(1, 30)
+        process.close()
+        assert status == process.wait(0)
+
+    def test_a_master_that_is_stuck_is_ended(self, box):
+        """A master that does nothing, whose commands' outputs stay open with it, does not live on after its session."""
+        with connect("box", config=box.config, ask=None, engine="ssh") as session:
+            master = session.engine._master
+            os.kill(master.pid, signal.SIGSTOP)
+        until(lambda: master.poll() is not None, "the master's end", within_s=20)

@@ -16,6 +16,21 @@ from nbkit.ssh.process import STDERR_BYTES, Bytes, ended, late, reads_no_more
 
 _BROKEN = 255  # what ssh itself ends with
 _LOOK_S = 0.05
+_SIGNALS_S = (0.2, 0.3, 0.5, 1.0, 1.0)  # pauses after each; 3 s in all, within what a session's close waits
+
+
+def end_child(child: subprocess.Popen[bytes]) -> None:
+    """End a child, and wait for its end: by SIGTERM, and by SIGKILL where that does not do.
+
+    SIGTERM again and again: an ssh that gets it between its look for one and its wait goes on waiting (OpenSSH 9.2).
+    """
+    for pause_s in _SIGNALS_S:
+        child.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(pause_s)
+            return
+    child.kill()
+    child.wait()
 
 
 class PipeProcess(Closing):
@@ -122,10 +137,7 @@ class PipeProcess(Closing):
 
     def close(self) -> None:
         """See Process."""
-        if self._child.poll() is None:
-            self._child.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._child.wait(5)
+        end_child(self._child)
         # ssh's master holds stderr as well, while the command runs on: its reader ends then, and not before.
         self._listener.join(timeout=0.2)
         for pipe in (self._stdin, self._stdout):

@@ -26,7 +26,7 @@ from paramiko.ssh_exception import ChannelException, SSHException
 from nbkit.errors import AuthenticationError, HostKeyError, NbkitError, UnreachableError
 from nbkit.ssh.keys import Ask
 from nbkit.ssh.pings import Pings
-from nbkit.ssh.pipes import PipeProcess
+from nbkit.ssh.pipes import PipeProcess, end_child
 from nbkit.ssh.route import Route
 from nbkit.ssh.sockets import Relay, SocketStream
 from nbkit.ssh.stream import Sink
@@ -133,9 +133,7 @@ class SystemEngine:
 
     def _end_master(self) -> None:
         if self._master is not None:
-            self._master.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._master.wait(5)
+            end_child(self._master)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     # -- life
@@ -165,9 +163,11 @@ class SystemEngine:
         self.lost = self.lost or why
         self.active = False
         self._held.kill()
-        self._held.communicate()
-        for path in self._forwards.values():  # of a master that goes on without us
-            self._asked_master("-O", "cancel", "-L", f"{path}:{_spec(path, self._forwards)}")
+        with self._held:  # not to the end of its output: the master holds that, too, and may be stuck
+            pass
+        for remote, path in list(self._forwards.items()) if self._master is None else []:  # it goes on without us
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._asked_master("-O", "cancel", "-L", f"{path}:{_target(remote)}")
         self._end_master()
         self._relay.stop()
         self.pings.end()
@@ -208,7 +208,7 @@ class SystemEngine:
         assert self._held.stdin
         try:
             self._held.stdin.write(b".")
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: it is closed
             raise SSHException(self.lost or "ssh has ended") from error
 
     def round_trip(self, timeout_s: float) -> float:
@@ -304,10 +304,6 @@ def _hear(child: subprocess.Popen[bytes], stream: SocketStream) -> None:
 
 def _target(remote: int | str) -> str:
     return remote if isinstance(remote, str) else f"127.0.0.1:{remote}"
-
-
-def _spec(path: Path, forwards: dict[int | str, Path]) -> str:
-    return next(_target(remote) for remote, one in forwards.items() if one == path)
 
 
 def _last(text: str) -> str:
