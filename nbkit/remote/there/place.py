@@ -11,6 +11,7 @@ from typing import Dict, List, Optional, Sequence
 from nbkit.remote.there.frames import BLOCK, StoppedError, shown
 from nbkit.remote.there.tree import FILE, FOLDER, LINK, Entry, part_of, stays_inside
 
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # Lustre without -o flock, NFS without lockd, some of FUSE
 FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
@@ -75,23 +76,33 @@ def look(path: bytes) -> Optional[os.stat_result]:
 
 
 class Part:
-    """The unfinished file of `path`, open and locked. What it holds is kept when `go_on` is set."""
+    """The unfinished file of `path`, open and locked. What it holds is kept when `go_on` is set.
+
+    Attributes:
+        locked: False where the file system has no locks: nothing keeps another transfer away.
+    """
 
     def __init__(self, path: bytes, *, go_on: bool) -> None:
         folder, name = os.path.split(path)
+        self.locked = True
         self.path, self.part = path, os.path.join(folder, part_of(name))
         while True:
             self.handle = os.open(self.part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                found, now = os.fstat(self.handle), look(self.part)
-                if now and found.st_ino == now.st_ino:
-                    break
             except BlockingIOError:
                 os.close(self.handle)
                 raise StoppedError(
                     f"another transfer is writing {shown(path)}", "wait for it, or end it; then run this again"
                 ) from None
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    os.close(self.handle)
+                    raise
+                self.locked = False
+            found, now = os.fstat(self.handle), look(self.part)
+            if now and found.st_ino == now.st_ino:
+                break
             os.close(self.handle)  # it got its final name between our open and our lock
         if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
             os.close(self.handle)

@@ -19,6 +19,7 @@ from nbkit.remote.there.tree import YOURS, Entry
 _BATCH_FILES, _BATCH_BYTES = 128, 32 << 20  # fsynced together, then renamed
 _SYNC_THREADS = 8
 _JOIN_S = 30.0
+_NO_LOCKS = "the disk has no file locks: have nothing else write there until this is done"
 Progress = Callable[[int, int, str], None]
 
 
@@ -187,7 +188,7 @@ class Receiver:
     def _open(self, want: Want) -> Tuple[Optional[Part], Optional[f.StoppedError]]:
         """Its part; or none, and why."""
         try:
-            return Part(want.path, go_on=want.basis not in (b"", want.path)), None
+            part = Part(want.path, go_on=want.basis not in (b"", want.path))
         except f.StoppedError as error:
             return None, error
         except OSError as error:
@@ -195,6 +196,9 @@ class Receiver:
             if error.errno in FATAL:
                 raise found from error
             return None, found
+        if not part.locked and _NO_LOCKS not in self._result["notes"]:
+            self._result["notes"].append(_NO_LOCKS)
+        return part, None
 
     def _content(self, part: Optional[Part], want: Want) -> str:
         """Take the frames of one file, to its end; what is wrong with it, or nothing."""
