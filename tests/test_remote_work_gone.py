@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -43,6 +45,17 @@ def test_is_listed_and_ended(box, script):
     assert [] == seen.stop()
     until(lambda: not there.marked(found.about["folder"]), "it has not ended")
     assert found.id not in [one.id for one in work.works(box)]
+
+
+def test_of_another_home_is_not_listed(box, tmp_path):
+    """Processes of runs below another root (XDG_STATE_HOME was another then) are none of this one's."""
+    folder = tmp_path / "20261130-120000-elsewhere"
+    words = [sys.executable, "-c", "print(flush=True); input()"]
+    with subprocess.Popen(words, env={there.MARK: str(folder)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        assert [other.pid] == there.marked(str(folder))
+        assert folder.name not in [one.id for one in work.works(box)]
+        other.communicate(b"\n")
 
 
 def test_verbs_say_so(laptop):

@@ -206,7 +206,7 @@ def _without_folder(folder: str, pids: List[int]) -> Optional[Dict[str, Any]]:
     for pid in pids:
         with contextlib.suppress(OSError):
             began.append(os.stat("/proc/%d" % pid).st_mtime)
-    if not began or not _ID.match(name):
+    if not began:
         return None
     return {"file": name[16:], "kind": "unknown", "started": min(began), "removed": True}
 
@@ -215,7 +215,7 @@ def every() -> List[Dict[str, Any]]:
     """All runs, the newest first; those too whose folder was deleted while they are at work."""
     folder = root()
     names = {name for name in os.listdir(folder) if os.path.exists(os.path.join(folder, name, "job.json"))}
-    names.update(os.path.basename(path) for path in marks() if os.path.dirname(path) == folder)
+    names.update(map(os.path.basename, marks()))  # of another root, `described` finds none
     found = [described(os.path.join(folder, name)) for name in names]
     return sorted((one for one in found if one), key=lambda one: (one["started"], one["id"]), reverse=True)
 
