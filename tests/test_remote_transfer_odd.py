@@ -175,10 +175,11 @@ class TestLeftOut:
     def test_more_notes_than_a_frame_holds(self, box, tmp_path, down):
         """All links of a folder with many that lead elsewhere are told, there and back."""
         (tmp_path / "a").mkdir()
-        for number in range(1200):
-            (tmp_path / f"a/{number:04}").symlink_to("/" + "elsewhere/" * 400)
+        for number in range(8000):
+            (tmp_path / f"a/{number:0200}").symlink_to("/" + "elsewhere/" * 40)
         done = remote.sync(box, tmp_path / "a", tmp_path / "b", down=down)
-        assert 1200 == len(done.notes)
+        assert 8000 == len(done.notes)
+        assert sum(map(len, done.notes)) > 4 << 20
 
     @root_only
     def test_a_folder_of_somebody_else(self, tmp_path):
@@ -195,11 +196,13 @@ class TestInto:
     def test_folders_that_are_read_only(self, tmp_path):
         """A tree with such folders arrives, and arrives again when it changed; they are read-only afterwards."""
         put(tmp_path / "a/in/file").parent.chmod(0o555)
-        for text in ("one", "another"):
+        for text, own in (("one", 0), ("another", 0o2000)):
             put(tmp_path / "a/in/file", text)
+            if own:  # its group's, since
+                (tmp_path / "b/in").chmod(0o555 | own)
             assert 1 == as_nobody(tmp_path, sources=["a"], dst="b", contents=True)["files"]
             assert text == (tmp_path / "b/in/file").read_text()
-            assert 0o555 == stat.S_IMODE((tmp_path / "b/in").stat().st_mode)
+            assert oct(0o555 | own) == oct(stat.S_IMODE((tmp_path / "b/in").stat().st_mode))
 
     @root_only
     def test_a_folder_of_somebody_else(self, tmp_path):
@@ -209,6 +212,27 @@ class TestInto:
         (tmp_path / "b/in").chmod(0o777)
         done = as_nobody(tmp_path, sources=["a"], dst="b", contents=True)
         assert (1, ["b/in is somebody else's: its mode and time stay as they are"]) == (done["files"], done["notes"])
+
+    @root_only
+    def test_a_folder_that_somebody_else_keeps(self, tmp_path):
+        """Where nothing may be written the file says so, and the others go over."""
+        put(tmp_path / "a/in/file")
+        put(tmp_path / "a/other")
+        (tmp_path / "b/in").mkdir(parents=True)
+        (tmp_path / "b").chmod(0o777)
+        done = as_nobody(tmp_path, sources=["a"], dst="b", contents=True)
+        (failed,) = done["failed"]
+        assert ["", "no permission to write b/in/file (Permission denied)", "choose a folder that is yours"] == failed
+        assert (tmp_path / "b/other").exists()
+
+    @pytest.mark.parametrize(("there", "after"), [(0o2755, 0o2755), (0o2770, 0o2755), (0o3577, 0o3755)])
+    def test_the_folder_of_a_group_stays_one(self, box, tmp_path, there, after):
+        """Its mode is the source's; what gives its group to new files, and keeps others from deleting them, is its own."""
+        put(tmp_path / "a/in/file").parent.chmod(0o755)
+        (tmp_path / "b/in").mkdir(parents=True)
+        (tmp_path / "b/in").chmod(there)
+        remote.sync(box, tmp_path / "a", tmp_path / "b")
+        assert oct(after) == oct(stat.S_IMODE((tmp_path / "b/in").stat().st_mode))
 
     @pytest.mark.parametrize("link", [False, True])
     def test_a_pipe_is_not_replaced(self, box, tmp_path, link):

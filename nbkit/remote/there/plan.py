@@ -181,7 +181,7 @@ class Plan:
                 except FileExistsError:
                     if not os.access(path, os.W_OK | os.X_OK):
                         with contextlib.suppress(OSError):  # not ours: what is to be written there will say so
-                            os.chmod(path, os.stat(path).st_mode & 0o777 | 0o300)  # until everything is in it
+                            os.chmod(path, os.stat(path).st_mode & 0o7777 | 0o300)  # until everything is in it
                 except OSError as error:
                     raise explained(error, path) from error
 
@@ -238,8 +238,7 @@ class Plan:
             if entry.kind == FOLDER:
                 path = self.path(entry.name)
                 try:
-                    if os.stat(path).st_mode & 0o777 != entry.mode & 0o777:
-                        os.chmod(path, entry.mode & 0o777)
+                    os.chmod(path, os.stat(path).st_mode & 0o7000 | entry.mode & 0o777)  # a group's folder stays one
                     os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns))
                 except PermissionError:
                     notes.append(f"{shown(path)} is somebody else's: its mode and time stay as they are")
