@@ -230,6 +230,7 @@ class TestTwoLaptops:
                         server.start()
                     with remote.connect("box", config=server.config, python=sys.executable) as box:
                         until(lambda: len(kernels_of(box)) == (0 if back else 1), "it has not ended")  # noqa: B023
+            assert 1 == (tmp_path / "server.log").read_text().count("cannot be ended: ")
 
     def test_stop_of_the_box_is_not_undone(self, server, box, tmp_path):
         """`nbkit stop` ends a kernel that a JupyterLab here shows: the page learns that it is dead, and no other is started."""

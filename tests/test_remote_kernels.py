@@ -21,7 +21,7 @@ from nbkit import remote
 from nbkit.errors import NbkitError, RemoteCommandError
 from nbkit.remote import jupyter, kernels, status
 from tests import jupyter_box
-from tests.jupyter_box import NBKIT, kernels_of, serving
+from tests.jupyter_box import NBKIT, kernels_of, serving, until_gone
 from tests.notebook_client import Kernel
 from tests.waiting import until
 
@@ -213,15 +213,18 @@ class TestCuts:
 
 class TestLeave:
     def test_a_server_that_ends_leaves_it_and_it_is_returned_to(self, server, box, tmp_path):
-        """Ctrl-C on JupyterLab leaves the kernel; `attach` returns to its variables, also after kill -9; a restart gives a
-        fresh one, and shutting it down ends it and takes the way back to it away."""
+        """Ctrl-C on JupyterLab leaves the kernel, and none of this machine's; `attach` returns to its variables, also after
+        kill -9; a restart gives a fresh one, and shutting it down ends it and takes the way back to it away."""
         added = kernels.add(box, config=server.config)
         with serving(tmp_path) as (process, client):
+            with contextlib.closing(client.kernel()) as kernel:
+                local = int(kernel.run("import os; os.getpid()"))
             with contextlib.closing(client.kernel(added.name)) as kernel:
                 kernel.run("kept = 41")
             (pid,) = kernels_of(box)
             process.send_signal(signal.SIGTERM)
             process.wait(60)
+            until_gone(local)
             assert "runs on, on box. Return to it: nbkit kernel attach box" in (tmp_path / "server.log").read_text()
         assert [pid] == kernels_of(box)
         assert [] == list(Path(os.environ["JUPYTER_RUNTIME_DIR"]).glob("kernel-*.json"))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from nbkit.errors import RemoteCommandError, RunError, UnreachableError
-from nbkit.remote import connect, mirror, work
+from nbkit.remote import connect, lasting, mirror, work
 from nbkit.widgets.feed import Feed
 from nbkit.widgets.live import watch
 from nbkit.widgets.summary import summary
@@ -192,7 +192,7 @@ class TestMirror:
         """The run is shown as not seen any more, with what looks again, and refuses what is asked of it."""
         found = trains(100000, 0.05)
         run = mirror.watch(box, found.id)
-        monkeypatch.setattr(work, "_BACK_S", 0.5)
+        monkeypatch.setattr(lasting, "_BACK_S", 0.5)
         server.stop()
         try:
             until(lambda: run.status.state == "stalled", 30)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from nbkit import ssh
 from nbkit.errors import UnreachableError
+from nbkit.remote import program
 from nbkit.remote.box import Box
+from nbkit.ssh.process import TooLateError
 from nbkit.ssh.text import plain
 
 T = TypeVar("T")
 FOREVER_S = 10 * 365 * 86400.0
 _CALL_S = 60.0
+_SILENT_S = 30.0  # there/tail.py says something every two seconds
+_BACK_S = 600.0  # for the link, while somebody looks on
 _PAUSE_S = 0.5  # where the link stands and what was asked for breaks all the same
 
 
@@ -53,6 +58,53 @@ def through(
                     raise session.error from None
                 raise
             time.sleep(_PAUSE_S)
+
+
+def stream(
+    box: Box,
+    request: Callable[[], dict[str, Any]],
+    take: Callable[[dict[str, Any]], bool],
+    *,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Give each object that `there/tail.py` says to `take`, until that returns True. A lost link is made again, and the
+    program started anew with what `request` says then.
+
+    Raises: UnreachableError when the link does not come back in ten minutes; RemoteCommandError.
+    """
+    source = program.bundle("work", "tail")
+    with held(box.session):
+        while True:
+            try:
+                if _streamed(box, program.opening(source, request()), take):
+                    return
+            except TooLateError:
+                say(f"{box.host} is silent; asking again")
+            except UnreachableError:
+                say(f"the link to {box.host} is lost; what runs there goes on, connecting again")
+                if not box.session.wait(_BACK_S):
+                    raise
+                say("the link is back")
+
+
+def _streamed(box: Box, opening: bytes, take: Callable[[dict[str, Any]], bool]) -> bool:
+    with box.session.start(program.command(box.python)) as process:
+        process.write(opening)
+        process.close_stdin()
+        rest = b""
+        while data := process.read(256 * 1024, _SILENT_S):
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                try:
+                    told = json.loads(line)
+                except ValueError:  # a login shell may print before our program starts
+                    continue
+                if isinstance(told, dict) and "error" in told:
+                    program.answer(box.session, line, b"", 0, box.python)
+                if isinstance(told, dict) and take(told):
+                    return True
+        program.answer(box.session, rest, process.stderr, process.wait(_SILENT_S), box.python)
+    return False
 
 
 class Log:

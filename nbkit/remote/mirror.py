@@ -20,7 +20,8 @@ from nbkit import atomic, folders
 from nbkit.errors import NbkitError, RemoteCommandError, RunError
 from nbkit.remote.asking import Asker
 from nbkit.remote.box import Box
-from nbkit.remote.work import Work, find, stream, works
+from nbkit.remote.lasting import stream
+from nbkit.remote.work import Work, find, works
 from nbkit.training import Run
 from nbkit.training.status import Status, recorded
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import threading
+from collections.abc import Callable
 from typing import Any
 
 
@@ -41,3 +43,19 @@ def attend(pool: Any, kind: type) -> None:
         return kept
 
     pool.shutdown_all, pool.remove_kernel, pool.nbkit_leaves = shutdown_all, remove_kernel, True
+
+
+async def leave_dead(manager: Any, end: Callable[[], None]) -> bool:
+    """Have a Jupyter server take a manager's kernel for dead, rather than start another; `end` clears away before it does.
+
+    Returns: False where nothing starts kernels again.
+    """
+    restarter = getattr(manager, "_restarter", None)  # it has no public name
+    if restarter is None:
+        return False
+    restarter.stop()
+    await asyncio.to_thread(end)
+    for callback in list(restarter.callbacks["dead"]):
+        with contextlib.suppress(Exception):  # as the restarter itself has it
+            callback()
+    return True

@@ -217,20 +217,8 @@ class BoxProvisioner(KernelProvisionerBase):
         if self._asked:
             return 0
         status = await asyncio.to_thread(self._ended, self._box, self._kernel)
-        return None if self._elsewhere and await self._left_dead() else status
-
-    async def _left_dead(self) -> bool:
-        """Have a Jupyter server take a kernel that was shut down elsewhere for dead, rather than start one in its place.
-
-        Only here is it known which of the two it is. False where nothing starts kernels again.
-        """
-        restarter = getattr(self.parent, "_restarter", None)
-        if restarter is None:
-            return False
-        restarter.stop()
-        await asyncio.to_thread(self._end)
-        restarter._fire_callbacks("dead")  # noqa: SLF001 - as it does itself; there is no other way to say so
-        return True
+        # Only here is it known that the kernel was shut down elsewhere, and that none is to be started in its place.
+        return None if self._elsewhere and await pool.leave_dead(self.parent, self._end) else status
 
     def _ended(self, box: Box, kernel: dict[str, Any]) -> int | None:
         """Exit status of a kernel whose end nobody here asked for, said once; None when another has its place."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from nbkit.errors import NbkitError, UnreachableError
 from nbkit.remote.box import Box
+from nbkit.remote.lasting import held
 from nbkit.remote.transfer import Source, Transferred, sync
 
 LOOK_S = 0.5  # between looks; longer for a folder that takes long to look at
@@ -42,7 +42,7 @@ def keep(
     Raises: NbkitError where the first sync does not come about; what ended the session for good.
     """
     before, first = seen(os.fspath(source)), True
-    with _held(box):
+    with held(box.session):
         while not ended():
             try:
                 done(sync(box, source, dst, growing=True, **options))
@@ -63,20 +63,6 @@ def keep(
                 before = _changed(os.fspath(source), before, ended, time.monotonic() + _AGAIN_S)
                 continue
             before = _changed(os.fspath(source), before, ended)
-
-
-@contextmanager
-def _held(box: Box) -> Iterator[None]:
-    """Have a lost link made again."""
-
-    def changed() -> None:
-        """Nobody waits for it; who syncs notices."""
-
-    box.session.hold(changed)
-    try:
-        yield
-    finally:
-        box.session.release(changed)
 
 
 def _changed(folder: str, before: Seen, ended: Callable[[], bool], latest: float = float("inf")) -> Seen:

@@ -6,7 +6,6 @@ What stands on the box is told by `there/work.py`; nothing of it needs this mach
 from __future__ import annotations
 
 import base64
-import json
 import re
 import socket
 import time
@@ -16,18 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from nbkit import atomic, smoke
-from nbkit.errors import NbkitError, RemoteCommandError, UnreachableError
-from nbkit.remote import begun, parcel, program
+from nbkit.errors import NbkitError, RemoteCommandError
+from nbkit.remote import begun, lasting, parcel, program
 from nbkit.remote.box import Box
 from nbkit.remote.transfer import Progress, Transferred, pull, sync
-from nbkit.ssh.process import TooLateError
 from nbkit.ssh.text import plain
 from nbkit.training import status
 
 GRACE_S = 120.0  # for a training run to finish its step and save
 _CALL_S = 60.0
-_SILENT_S = 30.0  # there/tail.py says something every two seconds
-_BACK_S = 600.0
 _ENDED = ("done", "failed", "stopped", "lost")
 
 Say = Callable[[str], None]
@@ -130,7 +126,7 @@ class Work:
             ended = told.get("end")
             return "end" in told
 
-        stream(
+        lasting.stream(
             self.box,
             lambda: {"name": self.id, "log": at, "lines": None if at else lines, "follow": wait},
             take,
@@ -211,56 +207,6 @@ class Work:
         name = Path(str(self.about["file"])).name
         pull(self.box, f"{self.about['folder']}/files/{name}", f"{into}/", parents=True)
         return into / name
-
-
-def stream(
-    box: Box, request: Callable[[], dict[str, Any]], take: Callable[[dict[str, Any]], bool], *, say: Say = print
-) -> None:
-    """Give each object that `there/tail.py` says to `take`, until that returns True. A lost link is made again, and the
-    program started anew with what `request` says then.
-
-    Raises: UnreachableError when the link does not come back in ten minutes; RemoteCommandError.
-    """
-    source = program.bundle("work", "tail")
-
-    def changed() -> None:
-        """The link is made again while somebody holds it; nothing else is to do."""
-
-    box.session.hold(changed)
-    try:
-        while True:
-            try:
-                if _streamed(box, program.opening(source, request()), take):
-                    return
-            except TooLateError:
-                say(f"{box.host} is silent; asking again")
-            except UnreachableError:
-                say(f"the link to {box.host} is lost; what runs there goes on, connecting again")
-                if not box.session.wait(_BACK_S):
-                    raise
-                say("the link is back")
-    finally:
-        box.session.release(changed)
-
-
-def _streamed(box: Box, opening: bytes, take: Callable[[dict[str, Any]], bool]) -> bool:
-    with box.session.start(program.command(box.python)) as process:
-        process.write(opening)
-        process.close_stdin()
-        rest = b""
-        while data := process.read(256 * 1024, _SILENT_S):
-            *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
-                try:
-                    told = json.loads(line)
-                except ValueError:  # a login shell may print before our program starts
-                    continue
-                if isinstance(told, dict) and "error" in told:
-                    program.answer(box.session, line, b"", 0, box.python)
-                if isinstance(told, dict) and take(told):
-                    return True
-        program.answer(box.session, rest, process.stderr, process.wait(_SILENT_S), box.python)
-    return False
 
 
 def begin(
