@@ -87,9 +87,9 @@ def test_a_build_that_torch_has_not(run):
     assert (2, True) == (found.exit_code, "'cuda12' is no build of torch: cpu, cu126" in found.stderr)
 
 
-def test_a_hint_names_the_host(run):
+def test_a_hint_names_the_host(run, server):
     """A line to paste holds the name that was typed, also where the box made the sentence."""
-    assert "Fix:  nbkit runs --on box\n" in run("logs", "none", "--on", "box").stderr
+    assert f"Fix:  nbkit runs --on box -F {server.config}\n" in run("logs", "none", "--on", "box").stderr
 
 
 def test_a_configuration_that_is_not_there(tmp_path):
@@ -106,7 +106,7 @@ def test_a_fix_of_two_lines_stays_beside_the_path(server, tmp_path):
     config.write_text(server.config.read_text().replace(str(server.known_hosts), str(tmp_path / "nobody")))
     shown = CliRunner().invoke(main, ["doctor", "box", "-F", str(config)])
     assert 4 == shown.exit_code
-    assert "nbkit trust box SHA256:" in shown.stdout
+    assert f"nbkit trust box -F {config} SHA256:" in shown.stdout
     assert {" "} == {line[0] for line in shown.stdout.splitlines()[1:]}
     assert all(line.startswith(("  │", "  ●", "  ✗", "  ○")) for line in shown.stdout.splitlines()[1:])
 

@@ -78,13 +78,18 @@ def words(server):
 
 
 class TestTunnel:
-    def test_ctrl_c_detaches(self, place, words):
+    def test_ctrl_c_detaches(self, place, words, server):
         """The URL opens JupyterLab; Ctrl-C ends the tunnel with 130 and says what runs on, how to return, how to end it."""
         with Tunnelled(place, *words) as tunnel:
             assert 200 == opens(tunnel.first)
             code, err = tunnel.end()
         assert 130 == code
-        for said in ("Detached. Jupyter (pid ", "run on, on box", "nbkit tunnel box", "nbkit stop box"):
+        for said in (
+            "Detached. Jupyter (pid ",
+            "run on, on box",
+            f"nbkit tunnel box -F {server.config} --python ",
+            f"nbkit stop box -F {server.config}",
+        ):
             assert said in err
         with Tunnelled(place, *words) as again:
             assert tunnel.first == again.first

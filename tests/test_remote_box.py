@@ -135,7 +135,7 @@ class TestPath:
         """No jupyter_server there: the fix is the setup; the findings are still told."""
         with remote.connect("box", config=server.config, python="python3 -S") as box:
             found = box.doctor(fast=True)
-        assert (5, "nbkit setup box") == (found.exit_code, found.path.broken.fix)
+        assert (5, f"nbkit setup box -F {server.config}") == (found.exit_code, found.path.broken.fix)
         assert found.found is not None
 
 

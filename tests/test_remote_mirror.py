@@ -302,7 +302,7 @@ class TestCommands:
         watching.send_signal(signal.SIGINT)
         _, err = watching.communicate(timeout=30)
         assert 130 == watching.returncode
-        named = err.rpartition("Stop it with: nbkit stop ")[2].split()
-        assert ["--on", "box"] == named[1:]
-        assert 0 == laptop.run("stop", *named, *laptop.options)[0]
+        (named,) = err.rpartition("Stop it with: nbkit stop ")[2].split()
+        assert 0 == laptop.run("pause", named, "--on", "box")[0]  # as a notebook shows it, where the run was begun
+        assert 0 == laptop.run("stop", named)[0]
         assert 2 == laptop.run("watch", *laptop.options)[0]

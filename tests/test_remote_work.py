@@ -321,7 +321,7 @@ class TestBadInput:
             with pytest.raises(KeyboardInterrupt) as caught:
                 work.begin(box, script("print(1)"), say=told.append)
         (name,) = caught.value.args
-        assert [f"it goes on, on {box.host}, as {name}: nbkit runs --on {box.host}"] == told
+        assert [f"it goes on, on {box.host}, as {name}: nbkit runs --on {box.named}"] == told
         assert name in there_names(server)
         assert name == begun.find(name).id
 

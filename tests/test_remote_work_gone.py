@@ -102,4 +102,4 @@ def test_who_is_attached_is_told(box, script):
     for pid in there.marked(found.about["folder"]):
         os.kill(pid, signal.SIGKILL)
     thread.join(60)
-    assert [f"nbkit runs --on {box.host}"] == said
+    assert [f"nbkit runs --on {box.named}"] == said

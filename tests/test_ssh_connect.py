@@ -129,7 +129,7 @@ class TestLogin:
             connect("box", config=config, ask=None)
         assert 4 == caught.value.exit_code
         assert f"refused us, user {box.user!r}; it takes publickey; tried 1: id_stranger." in caught.value.message
-        assert f"ssh-copy-id -i {stranger}.pub box" in caught.value.hint
+        assert f"ssh-copy-id -i {stranger}.pub -F {config} box " in caught.value.hint
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +296,7 @@ class TestCauses:
         (tmp_path / "config").write_text("Host behind\n  ProxyCommand nbkit-no-such-program %h\n")
         with pytest.raises(UnreachableError, match="nbkit-no-such-program") as caught:
             connect("behind", config=str(tmp_path / "config"), ask=None, timeout_s=10)
-        assert "does its ProxyCommand work? look with: ssh -v behind" == caught.value.hint
+        assert f"does its ProxyCommand work? look with: ssh -v -F {tmp_path}/config behind" == caught.value.hint
         assert "Errno" not in caught.value.message
 
     @pytest.mark.parametrize("name", ["../x", "a..b", "a\udcffb", "a" * 64])
@@ -335,19 +335,41 @@ class TestRoutes:
                 assert content == session.run(["cat"], input=content).stdout
             assert "Accepted publickey" in door.log
             door.known_hosts.write_text("")
-            with pytest.raises(Exception, match="nbkit trust door SHA256") as caught:
+            with pytest.raises(Exception, match=r"door \(\S+, hop 1 of 2\) is not known") as caught:
                 connect("box", config=config, ask=None)
+            assert f"nbkit trust door -F {config} SHA256" in caught.value.hint
             assert 4 == caught.value.exit_code
 
     def test_a_jump_host_that_cannot_reach_the_next(self, box, tmp_path):
-        """The failing hop is named."""
+        """Both hops are named: by the alias, the address, and where on the way they are."""
         config = tmp_path / "config"
         box.write_config(path=config, alias="door")
         config.write_text(
             config.read_text() + f"Host far\n  HostName 127.0.0.1\n  Port {free_port()}\n  ProxyJump door\n"
         )
-        with pytest.raises(UnreachableError, match="cannot be reached from the hop before it: Connection refused"):
+        with pytest.raises(UnreachableError) as caught:
             connect("far", config=config, ask=None)
+        said = r"far \(\S+@127.0.0.1:\d+, hop 2 of 2\) cannot be reached from the hop before it, door \(\S+, hop 1 of 2\): "
+        assert re.match(f"{said}Connection refused", caught.value.message)
+
+    @pytest.mark.parametrize("engine", ["paramiko", "ssh"])
+    def test_a_jump_host_that_is_off(self, box, tmp_path, engine):
+        """It is named as ProxyJump names it, with its place on the way, and the line to paste leads to it; the host is not."""
+        config, port = tmp_path / "config", free_port()
+        box.write_config(path=config, alias="door")
+        box.write_config(f"ProxyJump door,ana@127.0.0.1:{port}", path=config)
+        box.write_config("ProxyJump gate", path=config, alias="far")
+        config.write_text(f"{config.read_text()}Host gate\n  HostName 127.0.0.1\n  Port {port}\n  User ana\n")
+        with pytest.raises(UnreachableError) as caught:
+            connect("far", config=config, ask=None, engine=engine)
+        assert f"gate (ana@127.0.0.1:{port}, hop 1 of 2)" in caught.value.message
+        assert "Connection refused" in caught.value.message
+        assert 0 == caught.value.hop
+        with pytest.raises(UnreachableError) as caught:
+            connect("box", config=config, ask=None)
+        assert caught.value.message.startswith(
+            f"ana@127.0.0.1:{port} (hop 2 of 3) cannot be reached from the hop before it"
+        )
 
     def test_a_proxy_command(self, box, tmp_path):
         """Its stdin and stdout are the connection, tokens in place; it ends with the session."""

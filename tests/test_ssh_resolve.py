@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+
 import pytest
 
 from nbkit.errors import SshConfigError
@@ -49,6 +52,30 @@ class TestBothEngines:
         assert ["me@door", "first@a", "ana@b:2201", "me@box"] == [
             str(hop) for hop in resolve("box", config=path, engine=engine).hops
         ]
+
+    def test_a_line_to_paste_leads_to_each_hop(self, config, engine, monkeypatch, tmp_path):
+        """`ssh -G` of the words that errors name a hop by is that hop; nbkit's own name for it as well, but behind others."""
+        need("ssh")
+        path = config(
+            "Host box\n HostName 10.0.0.1\n Port 24\n ProxyJump a,ana@b:2201\nHost a\n User first\n ProxyJump door\n"
+            "Host b\n Port 9\nHost *\n User me\n"
+        )
+        monkeypatch.chdir(tmp_path)
+        for typed in ("box", "eve@box:25", "ssh://eve@box:25", "10.0.0.1", "[::1]:9"):
+            route = resolve(typed, config=path.name, engine=engine)
+            for hop in route.hops:
+                words = shlex.split(hop.ssh)
+                said = subprocess.run(
+                    ["ssh", "-G", *words], cwd="/", check=True, capture_output=True, text=True, timeout=20
+                )
+                facts = dict(line.partition(" ")[::2] for line in said.stdout.splitlines())
+                assert (hop.hostname, str(hop.port), hop.user) == tuple(
+                    facts[key] for key in ("hostname", "port", "user")
+                )
+                again = resolve(shlex.split(hop.named)[0], config=path, engine=engine).target
+                assert str(again) == str(hop)
+            assert route.named == f"{shlex.quote(typed)} -F {path}"
+        assert "-o ProxyJump=a -p 2201 ana@b" in resolve("box", config=path, engine=engine).hops[-2].ssh
 
     def test_a_loop_of_jump_hosts_is_an_error(self, config, engine):
         """A jump host that is reached through itself names the fix, and does not hang."""

@@ -130,7 +130,7 @@ class TestLogin:
         config = box.write_config(f"IdentityFile {keygen(tmp_path / 'stranger')}", path=tmp_path / "config")
         with pytest.raises(AuthenticationError, match="Permission denied") as caught:
             connect("box", config=config, ask=None, engine="ssh")
-        assert (4, True) == (caught.value.exit_code, "ssh-copy-id box" in caught.value.hint)
+        assert (4, True) == (caught.value.exit_code, f"ssh-copy-id -F {config} box " in caught.value.hint)
 
 
 class TestCommands:

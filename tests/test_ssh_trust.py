@@ -84,7 +84,7 @@ class TestConnect:
         listed = subprocess.run(["ssh-keygen", "-lf", f"{box.host_keys[0]}.pub"], capture_output=True, text=True,
                                 check=True, timeout=20).stdout.split()[1]  # fmt: skip
         assert 4 == caught.value.exit_code
-        assert f"nbkit trust box {listed}" in caught.value.hint
+        assert f"nbkit trust box -F {config} {listed}" in caught.value.hint
         assert "" == known.read_text()
         assert "user" not in box.log[len(before) :].lower().replace("preauth", "")
 
@@ -107,7 +107,7 @@ class TestConnect:
         assert public(box.key).fingerprint in caught.value.message
         assert f"{known}, line 1" in caught.value.message
         removal = caught.value.hint.splitlines()[1].strip()
-        assert removal.endswith("; nbkit trust box")
+        assert removal.endswith(f"; nbkit trust box -F {config}")
         subprocess.run(shlex.split(removal.partition(";")[0]), check=True, capture_output=True)
         with pytest.raises(HostKeyError, match="is not known"):
             connect("box", config=config, ask=None)
@@ -147,7 +147,7 @@ class TestTrust:
         config, known = place
         seen = trust("box", config=config)
         assert (Verdict.UNKNOWN, "") == (seen.verdict, seen.written)
-        assert f"nbkit trust box {public(box.host_keys[0]).fingerprint}" in str(seen)
+        assert f"nbkit trust box -F {config} {public(box.host_keys[0]).fingerprint}" in str(seen)
         assert "" == known.read_text()
 
     def test_the_right_fingerprint_lets_both_us_and_ssh_in(self, box, tmp_path):

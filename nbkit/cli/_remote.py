@@ -42,7 +42,10 @@ def opened(run: str | None, host: str, config: str | None, python: str) -> Itera
     from nbkit.remote import begun, connect, work
 
     name = run or ""
-    if not host:
+    if host:  # as its id was written down with its box, in a notebook that has no options
+        known = next((one for one in begun.every() if (one.id, one.host) == (name, host)), None)
+        config, python = config or (known and known.config) or None, python or (known.python if known else "")
+    else:
         known = begun.find(name)
         if known is None:
             which = f"no run {name!r}" if name else "no run on a box"
@@ -144,7 +147,7 @@ def follow(work: Work, *, wait: bool = True, tail: int | None = None, err: bool 
         stream.flush()
 
     if work.removed:
-        say(f"The folder of {work.id} was deleted there: what it prints is lost. It ends with: nbkit stop {work.id}")
+        say(f"The folder of {work.id} was deleted there: what it prints is lost. It ends with: nbkit stop {work.named}")
     ended = work.follow(write, lines=tail, wait=wait, say=lambda line: say(shown.own(line)))
     stream.write(shown.text(b"", last=True))
     stream.flush()
@@ -155,6 +158,6 @@ def detached(work: Work) -> str:
     """What is said when one lets go of a run."""
     box = work.box.host
     return (
-        f"\nDetached. {work.about['file']} goes on, on {box}.\n  Back:  nbkit attach {work.id}\n"
-        f"  End:   nbkit stop {work.id}"
+        f"\nDetached. {work.about['file']} goes on, on {box}.\n  Back:  nbkit attach {work.named}\n"
+        f"  End:   nbkit stop {work.named}"
     )

@@ -32,7 +32,7 @@ def hosts(look: bool, config: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([one.as_dict() for one in found], indent=2))
     elif found:
-        click.echo(str(known.table(found, look=look)))
+        click.echo(str(known.table(found, look=look, config=config)))
     else:
         click.echo(f"No hosts with a name of their own in {config or '~/.ssh/config'}.", err=True)
 
@@ -103,7 +103,7 @@ def setup(
         except KeyboardInterrupt:
             raise NbkitError(
                 f"Left {host}; a setup that was started goes on there.",
-                hint=f"nbkit setup {host}      re-attaches; with --stop it ends",
+                hint=f"nbkit setup {box.session.route.named}      re-attaches; with --stop it ends",
                 exit_code=130,
             ) from None
     click.echo(json.dumps(found.as_dict(), indent=2) if as_json else str(found))

@@ -95,6 +95,7 @@ def list_(host: str | None, config: str | None, python: str, as_json: bool) -> N
         return
     with connect(host, config=config, python=python) as box:
         found = jupyter.look(box)
+        named = box.named
     there = [*found.kernels, *({"pid": None, "name": None, "state": "ended", **each} for each in found.ended)]
     if as_json:
         click.echo(json.dumps(there, indent=2))
@@ -108,7 +109,7 @@ def list_(host: str | None, config: str | None, python: str, as_json: bool) -> N
         if story := each.get("text") or each.get("after"):
             again = " It was started again." if each["pid"] else ""
             click.echo(
-                f"{each['id'][:8]}: {story}{again} Its output: nbkit kernel logs {host} {each['id'][:8]}", err=True
+                f"{each['id'][:8]}: {story}{again} Its output: nbkit kernel logs {named} {each['id'][:8]}", err=True
             )
 
 
@@ -175,7 +176,7 @@ def attach(host: str, kernel_id: str, config: str | None, python: str, as_json: 
             click.echo(
                 "It is in use already: cells of both run in turn, and who shuts it down ends it for both.", err=True
             )
-        click.echo(f"What it has said meanwhile: nbkit kernel logs {host} {made.running[:8]}", err=True)
+        click.echo(f"What it has said meanwhile: nbkit kernel logs {box.named} {made.running[:8]}", err=True)
         click.echo(made.name)
 
 

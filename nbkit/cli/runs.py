@@ -134,7 +134,7 @@ def _stop_there(what: str | None, host: str, grace_s: float, config: str | None,
         training = work.stop(grace_s)
         first = f": {', '.join(training)} saves first, SIGTERM after {grace_s:g} s" if training else " (SIGTERM)"
         click.echo(
-            f"Asked {work.id} on {work.box.host} to stop{first}; nbkit attach {work.id} shows when it has.", err=True
+            f"Asked {work.id} on {work.box.host} to stop{first}; nbkit attach {work.named} shows when it has.", err=True
         )
 
 
@@ -155,7 +155,7 @@ def _is_host(name: str) -> bool:
         run = latest(name)
     except NbkitError:
         return True
-    raise click.UsageError(f"{name!r} is a host, and a run: say nbkit stop --host {name}, or nbkit stop {run.path}")
+    raise click.UsageError(f"{name!r} is a host, and a run: say nbkit stop --host {name}      or nbkit stop {run.path}")
 
 
 def _stop_box(host: str, config: str | None, python: str) -> None:
@@ -168,8 +168,8 @@ def _stop_box(host: str, config: str | None, python: str) -> None:
         click.echo(f"Nothing of nbkit ran on {host}.", err=True)
     if done.tunnels:
         click.echo(f"Ended {done.tunnels} tunnel{'s' if done.tunnels > 1 else ''} here.", err=True)
-    for name in done.left:
-        click.echo(f"Left alone: {name} goes on there. It ends with: nbkit stop {name} --on {host}", err=True)
+    for work in done.left:
+        click.echo(f"Left alone: {work.id} goes on there. It ends with: nbkit stop {work.named}", err=True)
     for each in done.box.rest:
         click.echo(
             f"Left alone, started from a kernel or terminal there: {each['command'][:80]} (pid {each['pid']}).",
@@ -188,7 +188,7 @@ def pause(run: str | None, host: str, config: str | None, python: str) -> None:
     if host or (run and began_on_a_box(run)):
         with opened(run, host, config, python) as work:
             asked = work.wish("pause")
-            goes_on = f"nbkit unpause {work.id} --on {work.box.host}"
+            goes_on = f"nbkit unpause {work.named}"
             click.echo(f"Asked {asked} to pause after its step; it goes on with: {goes_on}", err=True)
         return
     from nbkit.training import latest
@@ -207,7 +207,7 @@ def pause(run: str | None, host: str, config: str | None, python: str) -> None:
 def unpause(run: str | None, host: str, config: str | None, python: str) -> None:
     if host or (run and began_on_a_box(run)):
         with opened(run, host, config, python) as work:
-            click.echo(f"{work.wish('pause', on=False)} goes on; nbkit watch {work.id} shows it.", err=True)
+            click.echo(f"{work.wish('pause', on=False)} goes on; nbkit watch {work.named} shows it.", err=True)
         return
     from nbkit.training import latest
 

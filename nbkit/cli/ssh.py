@@ -74,13 +74,13 @@ def forward(host: str, ports: tuple[str, ...], config: str | None, as_json: bool
                 for row in rows:
                     click.echo(f"http://{row['local']}  ->  {session.route.target}  {row['remote']}")
                 click.echo("Ctrl-C closes them; nothing of ours runs on the host.", err=True)
-            stay(session, news=_failures(host, forwards))
+            stay(session, news=_failures(session.route.named, forwards))
         except KeyboardInterrupt:
             click.echo("\nClosed.", err=True)
             sys.exit(130)
 
 
-def _failures(host: str, forwards: Sequence[Forward]) -> Callable[[], list[str]]:
+def _failures(named: str, forwards: Sequence[Forward]) -> Callable[[], list[str]]:
     """What says of each forward why a connection did not get there, once for each cause."""
     told: set[tuple[int | str, str]] = set()
 
@@ -88,17 +88,17 @@ def _failures(host: str, forwards: Sequence[Forward]) -> Callable[[], list[str]]
         failed = [(each.remote, each.failed) for each in forwards if each.failed]
         new = [each for each in failed if each not in told]
         told.update(new)
-        return [f"No connection to {remote} there: {why}.{_hint(host, remote, why)}" for remote, why in new]
+        return [f"No connection to {remote} there: {why}.{_hint(named, remote, why)}" for remote, why in new]
 
     return news
 
 
-def _hint(host: str, remote: int | str, why: str) -> str:
+def _hint(named: str, remote: int | str, why: str) -> str:
     if (
         "open failed" not in why
     ):  # what sshd says of a forward that it does not grant, and of a socket that is not there
         return ""
-    return f" Where sshd forbids forwards: nbkit tunnel {host} -p {remote}      (does without them)"
+    return f" Where sshd forbids forwards: nbkit tunnel {named} -p {remote}      (does without them)"
 
 
 def stay(session: Session, ended: Callable[[], bool] = lambda: False, news: Callable[[], list[str]] = list) -> None:

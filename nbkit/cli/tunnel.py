@@ -39,6 +39,7 @@ def tunnel(
 ) -> None:
     from nbkit.remote import connect
     from nbkit.remote.tunnel import tunnel as open_tunnel
+    from nbkit.ssh.route import to_paste
 
     wanted = [port_pair(text) for text in ports]
     opened = None
@@ -51,17 +52,17 @@ def tunnel(
                     _show(opened, as_json=as_json)
                     stay(box.session, lambda: opened.ended, opened.news)
         except KeyboardInterrupt:
-            click.echo(_detached(host, opened), err=True)
+            click.echo(_detached(opened.box.named if opened else to_paste(host, config, python), opened), err=True)
             sys.exit(130)
     click.echo(f"Ended by nbkit stop {host}.", err=True)
 
 
-def _detached(host: str, opened: Tunnel | None) -> str:
+def _detached(named: str, opened: Tunnel | None) -> str:
     if opened is None:
-        return f"\nInterrupted. Jupyter may be running on {host}; see: nbkit status {host}"
+        return f"\nInterrupted. Jupyter may be running there; see: nbkit status {named}"
     return (
-        f"\nDetached. Jupyter (pid {opened.server.pid}) and its kernels run on, on {host}.\n"
-        f"  Back:  nbkit tunnel {host}\n  End:   nbkit stop {host}"
+        f"\nDetached. Jupyter (pid {opened.server.pid}) and its kernels run on, on {opened.box.host}.\n"
+        f"  Back:  nbkit tunnel {named}\n  End:   nbkit stop {named}"
     )
 
 

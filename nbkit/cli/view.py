@@ -54,16 +54,17 @@ def watch(run: str | None, samples: bool, host: str, config: str | None, python:
                 say(f"{work.id} on {work.box.host}; it is shown once it trains.")
             name = str(trains[-1]["id"]) if trains else work.id
             found = mirror.watch(work.box, name if run or work.active else "")
-            _follow(found, samples=samples, as_json=as_json)
+            _follow(found, work.named, samples=samples, as_json=as_json)
         return
     if config or python:
         raise click.UsageError("-F and --python are for a box: name it with --on HOST")
     from nbkit.training import latest
 
-    _follow(latest(run), samples=samples, as_json=as_json)
+    chosen = latest(run)
+    _follow(chosen, chosen.named, samples=samples, as_json=as_json)
 
 
-def _follow(chosen: Run, *, samples: bool, as_json: bool) -> None:
+def _follow(chosen: Run, named: str, *, samples: bool, as_json: bool) -> None:
     try:
         if as_json:
             _stream(chosen)
@@ -74,9 +75,7 @@ def _follow(chosen: Run, *, samples: bool, as_json: bool) -> None:
     except KeyboardInterrupt:
         status = chosen.status
         goes_on = (
-            f"{chosen.id} goes on. Stop it with: nbkit stop {chosen.named}"
-            if status.active
-            else f"{chosen.id} has ended."
+            f"{chosen.id} goes on. Stop it with: nbkit stop {named}" if status.active else f"{chosen.id} has ended."
         )
         click.echo(f"\nNot watching any more; {goes_on}", err=True)
         sys.exit(130)

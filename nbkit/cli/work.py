@@ -53,11 +53,12 @@ def run(
     as_json: bool,
 ) -> None:
     from nbkit.remote import connect, parameters, parcel, work
+    from nbkit.ssh.route import absolute
 
     values = parameters.parse(params)
     parcel.prepare(file, values, needs, arguments)  # what is wrong with it is said before anything is dialled
     given: dict[str, Any] = {"parameters": values, "arguments": arguments, "needs": needs}
-    config = str(Path(config).absolute()) if config else ""
+    config = absolute(config)
     with terminated_as_interrupted(), connect(host, config=config or None, python=python) as box:
         try:
             begun = work.begin(box, file, config=config, say=lambda line: say(f"Note: {line}"), **given)
@@ -68,8 +69,8 @@ def run(
         if detach:
             _end(begun, as_json=as_json)
             say(
-                f'  Watch: nbkit watch {begun.id}, or nbkit.watch("{begun.id}") in a notebook\n'
-                f"  Back:  nbkit attach {begun.id}\n  End:   nbkit stop {begun.id}"
+                f'  Watch: nbkit watch {begun.named}      or in a notebook: nbkit.watch("{begun.id}")\n'
+                f"  Back:  nbkit attach {begun.named}\n  End:   nbkit stop {begun.named}"
             )
             return
         sys.exit(_attached(begun, as_json=as_json))
@@ -112,10 +113,10 @@ def _end(work: Work, *, as_json: bool) -> None:
     if work.left:
         one = work.left == 1
         say(f"  Note:  {work.left} process{'' if one else 'es'} that it started go{'es' if one else ''} on there, until: "
-            f"nbkit stop {work.id}")  # fmt: skip
+            f"nbkit stop {work.named}")  # fmt: skip
     if work.state in {"failed", "lost"}:
-        say(f"  Look:  nbkit doctor {work.box.host}; nbkit logs {work.id}")
-    say(f"  Fetch: nbkit pull {work.id}")
+        say(f"  Look:  nbkit doctor {work.box.named}; nbkit logs {work.named}")
+    say(f"  Fetch: nbkit pull {work.named}")
 
 
 def _clock(seconds: float) -> str:

@@ -19,6 +19,7 @@ from nbkit.hardware import Machine
 from nbkit.remote import look, program, trace
 from nbkit.remote.trace import Examination
 from nbkit.ssh.keys import Ask
+from nbkit.ssh.route import to_paste
 
 DIAL_S = 15.0
 
@@ -37,6 +38,13 @@ class Box(Closing):
     host: str
     python: str
 
+    @property
+    def named(self) -> str:
+        """How a command of nbkit names the box, to paste: with -F and --python where they are needed to come here again."""
+        route = self.session.route
+        usual = remembered(route) or "python3"
+        return to_paste(self.host, route.config, "" if self.python == usual else self.python)
+
     def call(self, source: str, request: Mapping[str, Any] | None = None, *, timeout_s: float = 60.0) -> dict[str, Any]:
         """Run a program in the box's Python and return the JSON object that it prints as its last line.
 
@@ -50,8 +58,13 @@ class Box(Closing):
         try:
             return program.call(self.session, text, request or {}, python=self.python, timeout_s=timeout_s)
         except RemoteCommandError as error:  # what runs there does not know by which name we call it
-            error.hint = re.sub(r"\bHOST\b", lambda _: self.host, error.hint)
+            error.hint = re.sub(r"(nbkit setup )?\bHOST\b", self._named, error.hint)
             raise
+
+    def _named(self, found: re.Match[str]) -> str:
+        return (
+            f"{found[1]}{self.session.route.named}" if found[1] else self.named
+        )  # setup takes --python for another thing
 
     def check(self, *, read_speed: bool = False) -> Machine:
         """What the box has: a Machine, as `nbkit.probe` tells of this one.

@@ -15,6 +15,7 @@ from nbkit.remote.box import connect
 from nbkit.remote.trace import free, gpus
 from nbkit.ssh import Route, resolve
 from nbkit.ssh.hosts import named
+from nbkit.ssh.route import to_paste
 
 _AT_ONCE = 8
 _DIAL_S = 5.0
@@ -83,11 +84,11 @@ def hosts(*, config: str | None = None, look: bool = True) -> list[Host]:
         return list(pool.map(lambda name: _seen(name, config, look), names))
 
 
-def table(found: Sequence[Host], *, look: bool = True) -> Table:
-    """One row a host."""
+def table(found: Sequence[Host], *, look: bool = True, config: str | None = None) -> Table:
+    """One row a host; `config` as for `hosts`."""
     columns = ["host", "is", "through", *(["answers", "GPUs", "free memory"] if look else [])]
     failed = any(one.error for one in found)
-    notes = ["nbkit doctor HOST says what is in the way, and what mends it."] if failed else []
+    notes = [f"nbkit doctor {to_paste('HOST', config)} says what is in the way, and what mends it."] if failed else []
     return Table(columns, [one.row(look=look)[: len(columns)] for one in found], notes=notes)
 
 

@@ -157,7 +157,7 @@ def start_kernel(
     """
     return _call(
         box, "kernel", id=kernel_id, argv=argv, env=env, key=key, name=name, folder=folder, keep=keep,
-        logs=f"What it printed until then: nbkit kernel logs {box.host} {kernel_id[:8]}",
+        logs=f"What it printed until then: nbkit kernel logs {box.named} {kernel_id[:8]}",
         keeper=program.bundle(*_KEEPER),
     )  # fmt: skip
 

@@ -20,6 +20,7 @@ from nbkit import atomic
 from nbkit.errors import NbkitError, RemoteCommandError
 from nbkit.remote import jupyter
 from nbkit.remote.box import Box
+from nbkit.ssh.route import absolute
 
 PROVISIONER = "nbkit-box"
 By = Literal["tunnel", "add", "attach"]
@@ -111,14 +112,14 @@ def add(
     if (_folder() / chosen).exists() and (owner is None or owner.host != box.host):
         raise NbkitError(
             f"There is a kernel {chosen!r} already" + (f", of {owner.host}." if owner else ", not of nbkit's."),
-            hint="another name: --name NAME      (or: nbkit kernel rm NAME)",
+            hint=f"another name: --name NAME      or: nbkit kernel rm {chosen}",
             exit_code=2,
         )
     about = jupyter.about_kernels(box, folder)
     spec = _spec(f"{name or 'Python ' + about['python'].rpartition('.')[0]} ({box.host})")
     where = {
         "host": box.host,
-        "ssh_config": str(config or ""),
+        "ssh_config": absolute(config) or box.session.route.config,
         "python": box.python,
         "folder": folder,
         "on_close": on_close,
@@ -144,7 +145,7 @@ def find(box: Box, kernel_id: str = "", *, ended: bool = False) -> dict[str, Any
         raise RemoteCommandError(
             f"{len(found) or 'No'} kernel{'s' if len(found) > 1 else ''} on {box.host}"
             f"{' whose id begins with ' + kernel_id if kernel_id else ''}" + (f"; there are: {ids}." if ids else "."),
-            hint=f"give its ID: nbkit kernel list {box.host}" if ids else f"start one: nbkit kernel add {box.host}",
+            hint=f"give its ID: nbkit kernel list {box.named}" if ids else f"start one: nbkit kernel add {box.named}",
         )
     return dict(found[0])
 
@@ -161,7 +162,12 @@ def attach(box: Box, kernel_id: str = "", *, config: str | Path | None = None) -
     one = find(box, kernel_id)
     since = time.strftime("%H:%M", time.localtime(one.get("since", 0)))
     spec = _spec(f"{one.get('of') or f'Kernel ({box.host})'}, running since {since}")
-    where = {"host": box.host, "ssh_config": str(config or ""), "python": box.python, "running": one["id"]}
+    where = {
+        "host": box.host,
+        "ssh_config": absolute(config) or box.session.route.config,
+        "python": box.python,
+        "running": one["id"],
+    }
     return _write(_name(box.host, one["id"]), spec, "attach", where)
 
 

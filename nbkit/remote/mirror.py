@@ -62,7 +62,7 @@ class MirroredRun(Run):
             return seen
         if mirror.gone:
             return replace(
-                seen, state="failed", doing="", hint=f"nbkit logs {mirror.work.id} has what it printed",
+                seen, state="failed", doing="", hint=f"nbkit logs {mirror.work.named} has what it printed",
                 cause=f"its process {seen.pid} on {mirror.box.host} is gone (killed, or out of memory)",
             )  # fmt: skip
         if mirror.error is not None:
@@ -130,8 +130,8 @@ class Mirror:
             raise self.error
         where = f"{self.work.id} on {self.box.host}"
         if self._begun.is_set():
-            raise RunError(f"{where} trained nothing.", hint=f"nbkit logs {self.work.id}")
-        raise RunError(f"{where} began no training run in {timeout_s:g} s.", hint=f"nbkit attach {self.work.id}")
+            raise RunError(f"{where} trained nothing.", hint=f"nbkit logs {self.work.named}")
+        raise RunError(f"{where} began no training run in {timeout_s:g} s.", hint=f"nbkit attach {self.work.named}")
 
     def join(self, timeout_s: float | None = None) -> None:
         """Wait until the copy is whole."""
@@ -225,7 +225,7 @@ def watch(
     newest = next((work for work in works(box) if work.active or work.about["runs"]), None)
     if newest is None:
         raise RemoteCommandError(
-            f"Nothing that nbkit run began trains on {box.host}.", hint=f"nbkit runs --on {box.host}"
+            f"Nothing that nbkit run began trains on {box.host}.", hint=f"nbkit runs --on {box.named}"
         )
     _say_waiting(newest, say)
     return Mirror(newest, owned=owned).start(timeout_s)

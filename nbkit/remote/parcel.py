@@ -175,7 +175,7 @@ def _local(parcel: Parcel, recipe: dict[str, Any], key: str) -> None:
         parcel.more.setdefault(beside, value.as_posix())
 
 
-def check(parcel: Parcel, there: Mapping[str, Any], host: str) -> bool:
+def check(parcel: Parcel, there: Mapping[str, Any], box: Box) -> bool:
     """Whether nbkit's own code must go along.
 
     Raises: NbkitError for what is missing there.
@@ -185,16 +185,16 @@ def check(parcel: Parcel, there: Mapping[str, Any], host: str) -> bool:
     python = str(there["python"])
     if absent:
         raise NbkitError(
-            f"{host}: {python} has no {', '.join(absent)}, which a {parcel.kind} needs there.",
-            hint=f"nbkit setup {host}      or, on the box: {python} -m pip install {' '.join(absent)}",
+            f"{box.host}: {python} has no {', '.join(absent)}, which a {parcel.kind} needs there.",
+            hint=f"nbkit setup {box.session.route.named}      or, on the box: {python} -m pip install {' '.join(absent)}",
         )
     if packages.get("nbkit") == __version__:
         return False
     if tuple(there["version"]) < OLDEST:
         if parcel.kind == "recipe":
             raise NbkitError(
-                f"{host}: nbkit needs Python {OLDEST[0]}.{OLDEST[1]} or newer to run a recipe; {python} is older.",
-                hint=f"nbkit setup {host} --base python3.12",
+                f"{box.host}: nbkit needs Python {OLDEST[0]}.{OLDEST[1]} or newer to run a recipe; {python} is older.",
+                hint=f"nbkit setup {box.session.route.named} --base python3.12",
             )
         parcel.notes.append(f"{python} there is too old for nbkit: `import nbkit` will not work")
         return False

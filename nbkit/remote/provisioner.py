@@ -22,6 +22,7 @@ from nbkit import ssh
 from nbkit.errors import NbkitError, RemoteCommandError
 from nbkit.remote import jupyter, kernels, pool
 from nbkit.remote.box import Box, connect
+from nbkit.ssh.route import to_paste
 
 if TYPE_CHECKING:
     from jupyter_client.connect import KernelConnectionInfo
@@ -166,8 +167,12 @@ class BoxProvisioner(KernelProvisionerBase):
         return self.running or str(self.kernel_id)
 
     @property
+    def _named(self) -> str:
+        return self._box.named if self._box else to_paste(self.host, self.ssh_config, self.python)
+
+    @property
     def _logs(self) -> str:
-        return f"nbkit kernel logs {self.host} {self._id[:8]}"
+        return f"nbkit kernel logs {self._named} {self._id[:8]}"
 
     def _warn(self, text: str) -> None:
         """Into Jupyter's log; to stderr where nobody hears that, as in a script that runs a notebook with nbclient."""
@@ -184,7 +189,7 @@ class BoxProvisioner(KernelProvisionerBase):
         if self._kernel is not None:
             self.log.info(
                 "The kernel %s runs on, on %s. Return to it: nbkit kernel attach %s %s",
-                self._id[:8], self.host, self.host, self._id[:8],
+                self._id[:8], self.host, self._named, self._id[:8],
             )  # fmt: skip
         self._kernel = None
         self._close()

@@ -98,7 +98,7 @@ def adopt(box: Box, words: str) -> Setup:
     if absent:
         raise RemoteCommandError(
             f"{box.host}: Python {machine.python} ({machine.python_path}) has no {', '.join(absent)}.",
-            hint=f"nbkit setup {box.host}      or, on the box: {python} -m pip install {' '.join(JUPYTER_NEEDS)}",
+            hint=f"nbkit setup {box.session.route.named}      or, on the box: {python} -m pip install {' '.join(JUPYTER_NEEDS)}",
         )
     remember(box.session.route, python)
     names = ("jupyter_server", "ipykernel", "torch", "nbkit-llm")
@@ -241,7 +241,7 @@ def _follow(box: Box, job: str, say: Say) -> dict[str, Any]:
     if result is None:
         raise RemoteCommandError(
             f"{box.host}: the setup was ended before it was done.",
-            hint=f"nbkit setup {box.host}      goes on from what is there",
+            hint=f"nbkit setup {box.session.route.named}      goes on from what is there",
         )
     if "error" in result:
         raise RemoteCommandError(f"{box.host}: {plain(result['error'])}.", hint=plain(result["hint"]))
@@ -255,5 +255,5 @@ def _done(box: Box, marker: dict[str, Any], reason: str) -> Setup:
     versions = {plain(name): plain(str(version)) for name, version in marker["versions"].items()}
     build = f"{marker['build']} ({reason})" if marker["build"] else ""
     blind = marker["build"] not in {None, "cpu"} and not marker["cuda"]
-    remark = f"This torch sees no GPU there: nbkit doctor {box.host}" if blind else ""
+    remark = f"This torch sees no GPU there: nbkit doctor {box.named}" if blind else ""
     return Setup(box.host, plain(python), versions, build, remark)

@@ -49,7 +49,7 @@ class StandIn:
             # Its messages are signed with a key of its own, and the front end has chosen another.
             raise NbkitError(
                 f"This kernel of {box.host} runs already; a front end that starts kernels by itself cannot return to it.",
-                hint=f"nbkit tunnel {box.host}      and give its URL as that of an existing Jupyter server",
+                hint=f"nbkit tunnel {box.named}      and give its URL as that of an existing Jupyter server",
             )
         self.kernel = jupyter.start_kernel(
             box, self.id, list(where["argv"]), dict(spec.get("env", {})), str(told["key"]), str(spec["display_name"]),
@@ -89,7 +89,7 @@ class StandIn:
             if number == _ORPHANED and self._stays:
                 with contextlib.suppress(OSError):  # who would have read it is gone, too
                     print(
-                        f"Return to it: nbkit kernel attach {self.box.host} {self.id[:8]}", file=sys.stderr, flush=True
+                        f"Return to it: nbkit kernel attach {self.box.named} {self.id[:8]}", file=sys.stderr, flush=True
                     )
                 return 0
             if number != signal.SIGINT:

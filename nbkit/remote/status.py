@@ -77,7 +77,7 @@ class Ended:
     tunnels: int
     kernels: int
     box: jupyter.Stopped
-    left: list[str]
+    left: list[work.Work]
 
 
 def stop(host: str, *, config: str | None = None, python: str = "") -> Ended:
@@ -90,7 +90,7 @@ def stop(host: str, *, config: str | None = None, python: str = "") -> Ended:
     place = _place(host, config, python)
     with connect(host, config=place.config or None, python=place.python) as box:
         ended = jupyter.stop(box)
-        left = [each.id for each in work.works(box) if each.active]
+        left = [each for each in work.works(box) if each.active]
         relays(box.session, python=box.python, retire=True)  # other machines of this user may be at work
     closed = tunnels.close(host)
     removed = kernels.unregister(host, by="tunnel") + kernels.unregister(host, by="attach")

@@ -150,7 +150,7 @@ def examination(box: Box, *, error: str | None = None, fast: bool = False, timeo
     steps.append(
         Step("Python", f"{found.python}, {found.python_path}", "ok", took, remark="started and probed in that time")
     )
-    steps += [_jupyter(found, box.host), _gpu(found)]
+    steps += [_jupyter(found, box.session.route.named), _gpu(found)]
     path = Trace(box.host, tuple(steps), 5 if steps[-2].state == "failed" else 0)
     return Examination(path, look.diagnosis(box, error=error, fast=fast, timeout_s=timeout_s))
 
@@ -217,14 +217,14 @@ def _mb_s(move: Callable[[int], bool]) -> float | None:
     return size / seconds / 1e6
 
 
-def _jupyter(machine: Machine, host: str) -> Step:
+def _jupyter(machine: Machine, named: str) -> Step:
     absent = [name for name in JUPYTER_NEEDS if not machine.packages.get(name)]
     has = ", ".join(f"{name} {machine.packages[name]}" for name in JUPYTER_NEEDS if name not in absent)
     if absent:
         remark = f"{', '.join(absent)} not installed in {machine.python_path}"
-        return Step("Jupyter", has or "none", "failed", remark=remark, fix=f"nbkit setup {host}")
+        return Step("Jupyter", has or "none", "failed", remark=remark, fix=f"nbkit setup {named}")
     if version(machine.packages["ipykernel"]) < (6, 17):
-        return Step("Jupyter", has, "warning", remark="ipykernel is old", fix=f"nbkit setup {host}")
+        return Step("Jupyter", has, "warning", remark="ipykernel is old", fix=f"nbkit setup {named}")
     return Step("Jupyter", has, "ok")
 
 

@@ -15,6 +15,7 @@ from nbkit.errors import RemoteCommandError
 from nbkit.remote import jupyter, kernels, tunnels
 from nbkit.remote.box import Box
 from nbkit.ssh.forward import PortTakenError
+from nbkit.ssh.route import absolute
 
 
 class Tunnel(Closing):
@@ -108,7 +109,7 @@ def tunnel(
 
     Raises: PortTakenError; RemoteCommandError; UnreachableError; StorageError.
     """
-    return Tunnel(box, ports, port=port, root=root, config=str(Path(config).absolute()) if config else "")
+    return Tunnel(box, ports, port=port, root=root, config=absolute(config) or box.session.route.config)
 
 
 def _streams(box: Box) -> tuple[ssh.Streams | None, list[str]]:
@@ -139,5 +140,5 @@ def _specs(box: Box, port: int, token: str) -> dict[str, Any]:
         return dict(jupyter.get(port, "/api/kernelspecs", token)["kernelspecs"])
     except (OSError, KeyError, TypeError) as error:
         raise RemoteCommandError(
-            f"Jupyter on {box.host} does not answer through the tunnel: {error}.", hint=f"nbkit status {box.host}"
+            f"Jupyter on {box.host} does not answer through the tunnel: {error}.", hint=f"nbkit status {box.named}"
         ) from error

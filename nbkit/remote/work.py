@@ -135,9 +135,18 @@ class Work:
         if ended is None:
             raise RemoteCommandError(
                 f"{self.id} on {self.box.host} has ended, and its folder was deleted there: how it ended is not known.",
-                hint=f"nbkit runs --on {self.box.host}",
+                hint=f"nbkit runs --on {self.box.named}",
             )
         return Work(self.box, self.id, ended)
+
+    @property
+    def named(self) -> str:
+        """How a command of nbkit names it, to paste: by its id alone where this machine began it, else with its box."""
+        known = [one for one in begun.every() if one.id == self.id]
+        route = self.box.session.route
+        if [(one.host, one.config) for one in known] == [(self.box.host, route.config)]:
+            return self.id
+        return f"{self.id} --on {self.box.named}"
 
     def stop(self, grace_s: float = GRACE_S) -> list[str]:
         """Ask it to end: its training runs finish their step and save; SIGTERM after `grace_s`, at once without one.
@@ -150,7 +159,7 @@ class Work:
         told = ask(self.box, verb="stop", name=self.id, grace_s=grace_s)
         if not told["asked"]:
             raise RemoteCommandError(
-                f"{self.id} on {self.box.host} is not running: {plain(told['state'])}.", hint=f"nbkit logs {self.id}"
+                f"{self.id} on {self.box.host} is not running: {plain(told['state'])}.", hint=f"nbkit logs {self.named}"
             )
         return [plain(name) for name in told["training"]]
 
@@ -174,7 +183,7 @@ class Work:
         active = [str(one["id"]) for one in self.about["runs"] if one["state"] in status.ACTIVE]
         if not run and not active:
             raise RemoteCommandError(
-                f"{self.id} on {self.box.host} trains nothing now.", hint=f"nbkit runs --on {self.box.host}"
+                f"{self.id} on {self.box.host} trains nothing now.", hint=f"nbkit runs --on {self.box.named}"
             )
         run = run or active[-1]
         ask(self.box, verb="ask", name=self.id, run=run, what=what, on=on, **{"from": socket.gethostname()})
@@ -236,7 +245,7 @@ def begin(
     if arguments and given.kind != "script":
         raise NbkitError(f"A {given.kind} takes no arguments.", hint="--param NAME=VALUE", exit_code=2)
     there = ask(box, verb="look")
-    with_code = parcel.check(given, there, box.host)
+    with_code = parcel.check(given, there, box)
     for note in given.notes:
         say(note)
     place = ask(box, verb="make", name=f"{time.strftime('%Y%m%d-%H%M%S')}-{_short(given.path.stem)}")
@@ -251,7 +260,7 @@ def begin(
     except BaseException as error:
         if has_begun or not _dropped(box, name):
             said = "it goes on" if has_begun else "it may have begun"
-            say(f"{said}, on {box.host}, as {name}: nbkit runs --on {box.host}")
+            say(f"{said}, on {box.host}, as {name}: nbkit runs --on {box.named}")
             if isinstance(error, KeyboardInterrupt):
                 raise KeyboardInterrupt(name) from None
         raise

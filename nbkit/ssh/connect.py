@@ -90,8 +90,8 @@ def key_of(route: Route) -> tuple[Key, str]:
         engines: list[Engine] = []
         stack.callback(lambda: [engine.close() for engine in reversed(engines)])
         for hop in route.hops[:-1]:
-            engines.append(_arrive(route, hop, engines, None, DIAL_S)[0])
-        engine, address = _greet(route, route.target, engines, DIAL_S)
+            engines.append(_arrive(hop, engines, None, DIAL_S)[0])
+        engine, address = _greet(route.target, engines, DIAL_S)
         engines.append(engine)
         return engine.shown_key, address
 
@@ -106,7 +106,7 @@ def arrive_all(
         for index, hop in enumerate(route.hops):
             ring = rings.setdefault(index, Keyring(hop, ask))
             ring.notes.clear()
-            engine, method = _arrive(route, hop, engines, ring, timeout_s)
+            engine, method = _arrive(hop, engines, ring, timeout_s)
             engines.append(engine)
             methods.append(method)
     except BaseException as error:
@@ -128,17 +128,17 @@ def by_ssh(route: Route, ask: Ask | None, timeout_s: float) -> SystemEngine:
     certified = any("certificate authority" in need for need in route.needs_ssh)
     if len(route.hops) == 1 and not certified and not route.target.control_path and not route.target.proxy_command:
         # ssh would refuse it as well; our words say how to trust it.
-        verify(route.asked, route.target, *key_of(route))
+        verify(route.target, *key_of(route))
     return SystemEngine(route, ask, timeout_s)
 
 
-def _arrive(route: Route, hop: Hop, before: list[Engine], ring: Keyring | None, timeout_s: float) -> tuple[Engine, str]:
+def _arrive(hop: Hop, before: list[Engine], ring: Keyring | None, timeout_s: float) -> tuple[Engine, str]:
     from nbkit.ssh.login import Login
 
-    engine, address = _greet(route, hop, before, timeout_s)
+    engine, address = _greet(hop, before, timeout_s)
     ring = ring or Keyring(hop, None)
     try:
-        verify(route.asked if hop is route.target else hop.alias, hop, engine.shown_key, address)
+        verify(hop, engine.shown_key, address)
         method = Login(engine, hop, ring, ring.ask, timeout_s=LOGIN_S).run()
         engine.serve()
         _hold_nodelay(engine)
@@ -150,7 +150,7 @@ def _arrive(route: Route, hop: Hop, before: list[Engine], ring: Keyring | None, 
     return engine, method
 
 
-def _greet(route: Route, hop: Hop, before: list[Engine], timeout_s: float) -> tuple[Engine, str]:
+def _greet(hop: Hop, before: list[Engine], timeout_s: float) -> tuple[Engine, str]:
     """Dial, exchange versions and keys; no user and no key of ours is sent."""
     from paramiko.ssh_exception import IncompatiblePeer, SSHException
 
@@ -163,11 +163,9 @@ def _greet(route: Route, hop: Hop, before: list[Engine], timeout_s: float) -> tu
         raise
     files = (*hop.known_hosts, *hop.global_known_hosts)
     types = known_types(hop.hostname, hop.port, files, alias=hop.host_key_alias)
-    engine = Engine(sock, str(hop), key_types=types)
+    engine = Engine(sock, hop.place, key_types=types)
     engine.banner_timeout = engine.handshake_timeout = HELLO_S
-    place = str(hop)
-    if len(route.hops) > 1:
-        place += f" (hop {route.hops.index(hop) + 1} of {len(route.hops)})"
+    place = hop.place
     try:
         engine.start_client(timeout=3 * HELLO_S)
         if not engine.initial_kex_done:
@@ -177,17 +175,17 @@ def _greet(route: Route, hop: Hop, before: list[Engine], timeout_s: float) -> tu
         raise UnreachableError(
             f"{place} and nbkit have no algorithm in common: {plain(str(error))}.",
             hint="nbkit offers no 3des, cbc, sha1, md5 or ssh-rsa/SHA-1; the server wants an update "
-            f"(ssh -vv {hop.alias} shows what it offers)",
+            f"(ssh -vv {hop.ssh} shows what it offers)",
         ) from error
     except (SSHException, EOFError, OSError) as error:
         engine.close()
         raise UnreachableError(
             f"{place} does not speak SSH with us: {plain(_cause(error)) or 'it closed the connection'}.{proxy_said()}"
             + (f" It said: {plain(engine.packetizer.banner_text, 300)}" if engine.packetizer.banner_text else ""),
-            hint=f"does its ProxyCommand work? look with: ssh -v {hop.alias}"
+            hint=f"does its ProxyCommand work? look with: ssh -v {hop.ssh}"
             if hop.proxy_command
-            else f"is the port right? look with: ssh -v -p {hop.port} {hop.hostname}; a server that just hangs up may have"
-            " banned this address for a while (PerSourcePenalties, fail2ban)",
+            else f"is the port right? look with: ssh -v {hop.ssh}      (a server that just hangs up may"
+            " have banned this address for a while: PerSourcePenalties, fail2ban)",
         ) from error
     return engine, address
 
@@ -228,14 +226,15 @@ def _dial(hop: Hop, before: list[Engine], timeout_s: float) -> tuple[Any, str, A
     from nbkit.ssh.engine import direct_tcp
 
     if before:
+        before_it = before[-1].place
         try:
             stream = before[-1].open_wait("direct-tcpip", direct_tcp(hop.hostname, hop.port), timeout_s=timeout_s)
         except NbkitError:
             raise
         except Exception as error:
             raise UnreachableError(
-                f"{hop} cannot be reached from the hop before it: {said(error)}.",
-                hint=f"does the jump host resolve {hop.hostname}, reach port {hop.port}, and allow TCP forwarding?",
+                f"{hop.place} cannot be reached from the hop before it, {before_it}: {said(error)}.",
+                hint=f"does {before_it} resolve {hop.hostname}, reach port {hop.port}, and allow TCP forwarding?",
             ) from error
         return stream, "", lambda: ""
     if hop.proxy_command:
@@ -258,17 +257,18 @@ def _tcp(hop: Hop, timeout_s: float) -> tuple[socket.socket, str]:
         found = answers.get(timeout=timeout_s)
     except queue.Empty:
         raise UnreachableError(
-            f"No answer from DNS for {hop.hostname} within {timeout_s:.0f} s.", hint="check the network, or the VPN"
+            f"No answer from DNS for {hop.place} within {timeout_s:.0f} s.", hint="check the network, or the VPN"
         ) from None
     if isinstance(found, UnicodeError):
         raise HostNameError(
             f"{hop.hostname!r} is not a host name: its parts between dots have 1 to 63 bytes each, in UTF-8.",
-            hint="write it as DNS has it, or give it a HostName in ~/.ssh/config",
+            hint=f"write it as DNS has it, or give it a HostName in {hop.config or '~/.ssh/config'}",
         ) from found
     if isinstance(found, Exception):
+        known = "" if hop.place == str(hop) else f", which is {hop.place}"
         raise UnreachableError(
-            f"There is no host {hop.hostname!r}: {plain(_cause(found))}.",
-            hint=f"ssh -G {hop.alias} | grep hostname      shows what the alias stands for; a VPN may have to be up",
+            f"There is no host {hop.hostname!r}{known}: {plain(_cause(found))}.",
+            hint=f"ssh -G {hop.ssh} | grep hostname      shows what the alias stands for; a VPN may have to be up",
         ) from found
     last: OSError | None = None
     for af, kind, protocol, _, address in found[:8]:
@@ -283,7 +283,7 @@ def _tcp(hop: Hop, timeout_s: float) -> tuple[socket.socket, str]:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         return sock, str(address[0])
-    raise UnreachableError(f"{hop} cannot be reached: {_why(last, timeout_s)}.", hint=_fix(last, hop)) from last
+    raise UnreachableError(f"{hop.place} cannot be reached: {_why(last, timeout_s)}.", hint=_fix(last, hop)) from last
 
 
 def _why(error: OSError | None, timeout_s: float) -> str:
@@ -318,7 +318,9 @@ def _proxy(hop: Hop) -> tuple[socket.socket, str, Any]:
         )
     except OSError as error:
         ours.close()
-        raise UnreachableError(f"ProxyCommand of {hop} cannot be run: {error}.", hint="mend ProxyCommand") from error
+        raise UnreachableError(
+            f"ProxyCommand of {hop.place} cannot be run: {error}.", hint="mend ProxyCommand"
+        ) from error
     finally:
         theirs.close()
 

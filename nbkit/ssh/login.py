@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -289,16 +290,19 @@ class Login:
         locked = next(
             (name for name in names for note in self.keyring.notes if f"{Path(name).name} is locked" in note), ""
         )
+        config = self.hop.config or "~/.ssh/config"
         if locked:
-            hint = f"ssh-add {locked}, then again      or run it in a terminal, where the passphrase can be asked for"
+            again = "then again      or run it in a terminal, where the passphrase can be asked for"
+            hint = f"ssh-add {shlex.quote(locked)}, {again}"
         elif "publickey" not in self.allowed and self.ask is None:
             hint = f"run it in a terminal, where you can be asked      (the server takes: {', '.join(self.allowed)})"
         elif not any(map(_exists, names)) and not self.hop.agent:
-            hint = f"ssh-keygen -t ed25519, then ssh-copy-id {self.hop.alias}      or set IdentityFile in ~/.ssh/config"
+            hint = f"ssh-keygen -t ed25519 && ssh-copy-id {self.hop.ssh}      or set IdentityFile in {config}"
         else:
-            hint = f"ssh-copy-id -i {existing}.pub {self.hop.alias}      or set User or IdentityFile in ~/.ssh/config"
+            public = f"{existing}.pub" if existing.startswith("~") else shlex.quote(f"{existing}.pub")
+            hint = f"ssh-copy-id -i {public} {self.hop.ssh}      or set User or IdentityFile in {config}"
         return AuthenticationError(
-            f"{self.hop.alias} ({self.hop}) refused us, user {self.hop.user!r}; it takes "
+            f"{self.hop.place} refused us, user {self.hop.user!r}; it takes "
             f"{', '.join(self.allowed) or 'nothing'}; {tried}.{notes}",
             hint=hint,
         )
@@ -308,7 +312,7 @@ class Login:
         tried = f" after {len(self.tried)} tries ({', '.join(self.tried)})" if self.tried else ""
         many = "too many" in why.lower() or len(self.tried) >= 5
         return AuthenticationError(
-            f"{self.hop} hung up while we logged in{tried}: {why}.",
+            f"{self.hop.place} hung up while we logged in{tried}: {why}.",
             hint="set IdentitiesOnly yes and one IdentityFile for it: it counts every key that is offered"
             if many
             else f"look at the server's log (journalctl -u ssh on {self.hop.hostname})",
@@ -316,7 +320,7 @@ class Login:
 
     def _late(self) -> UnreachableError:
         return UnreachableError(
-            f"{self.hop} did not answer the login within {self.timeout_s:.0f} s.",
+            f"{self.hop.place} did not answer the login within {self.timeout_s:.0f} s.",
             hint="try again; a busy login node or a slow directory service (LDAP, DNS) is the usual cause",
         )
 

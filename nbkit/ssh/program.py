@@ -76,7 +76,7 @@ def answer(session: Session, stdout: bytes, stderr: bytes, status: int, python: 
         raise RemoteCommandError(
             f"{host}: {plain(str(found['error']), 400)}.", hint=plain(str(found.get("hint") or "look there"), 400)
         )
-    try_it = f"try: {session.route.ssh} {python} --version"
+    try_it = f"try: {session.route.ssh} {_one_word(f'{python} --version')}"
     if b"invalid literal for int()" in stderr:  # the first thing that our program reads is a length
         raise RemoteCommandError(
             f"{host}: the login shell there reads what is meant for our program.",
@@ -89,6 +89,15 @@ def answer(session: Session, stdout: bytes, stderr: bytes, status: int, python: 
             hint="install python3 there, or name one: --python PATH (a module line works too: 'module load python; python3')",
         )
     raise RemoteCommandError(f"A program of nbkit failed on {host}: {said}.", hint=try_it)
+
+
+def _one_word(line: str) -> str:
+    """A command for the shell there; in quotes where the shell here would act on it."""
+    try:
+        plain_words = shlex.join(shlex.split(line)) == line
+    except ValueError:
+        plain_words = False
+    return line if plain_words else shlex.quote(line)
 
 
 def _last(output: bytes) -> str:

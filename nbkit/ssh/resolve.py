@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import Literal
 from nbkit.errors import HostNameError, SshConfigError
 from nbkit.ssh import config as own
 from nbkit.ssh.known_hosts import only_certified
-from nbkit.ssh.route import Destination, Hop, Route, parse, valid_host, valid_user
+from nbkit.ssh.route import Destination, Hop, Route, absolute, parse, valid_host, valid_user
 from nbkit.ssh.tokens import expand, expand_path, home, local_user, table
 
 _MOST_HOPS = 8
@@ -44,10 +45,17 @@ def resolve(
     binary = shutil.which("ssh") if engine != "own" else None
     if engine == "ssh" and binary is None:
         raise SshConfigError("ssh is not installed here.", hint="apt install openssh-client")
-    chosen = str(config) if config is not None else ""
+    chosen = absolute(config)
     ask: Ask = _asking(binary, chosen) if binary else _reading(chosen)
     reasons: list[str] = []
-    hops = _hops(wanted, ask, reasons, proxied=True, depth=0, already_expanded=binary is not None)
+    try:
+        found = _hops(wanted, ask, reasons, proxied=True, depth=0, already_expanded=binary is not None)
+    except (HostNameError, SshConfigError) as error:
+        if chosen:
+            error.hint = error.hint.replace("ssh -G ", f"ssh -G -F {shlex.quote(chosen)} ")
+        raise
+    found[-1] = replace(found[-1], asked=host)
+    hops = [replace(hop, config=chosen, number=n, of=len(found)) for n, hop in enumerate(found, start=1)]
     source = "ssh -G" if binary else f"nbkit's own reader of {chosen or '~/.ssh/config'}"
     return Route(host, tuple(hops), source, tuple(reasons), chosen)
 
@@ -75,7 +83,7 @@ def _hops(
         )
     before: list[Hop] = []
     for index, name in enumerate(names):
-        before += _hops(
+        way = _hops(
             _jump(name, wanted.host),
             ask,
             reasons,
@@ -83,6 +91,7 @@ def _hops(
             depth=depth + 1,
             already_expanded=already_expanded,
         )
+        before += [*way[:-1], replace(way[-1], asked=name.strip(), jump=",".join(names[:index]))]
     reasons.append(f"{hop} is reached through {', '.join(map(str, before))} (ProxyJump).")
     return [*before, hop]
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
 from nbkit.errors import HostNameError
@@ -40,6 +43,10 @@ class Hop:
         unsupported: What the configuration asks for and paramiko cannot do, a sentence each.
         needs_ssh: What only the system's ssh can do of it, a phrase each.
         control_path: Where a ControlMaster listens that the user has open; empty for nowhere.
+        asked: As the user wrote it: what was typed, or what ProxyJump names.
+        config: The route's.
+        jump: The hops before it, as ProxyJump lists them, where its own configuration does not.
+        number, of: Which hop it is of how many, counted from 1.
     """
 
     alias: str
@@ -63,6 +70,31 @@ class Hop:
     unsupported: tuple[str, ...] = ()
     needs_ssh: tuple[str, ...] = ()
     control_path: str = ""
+    asked: str = ""
+    config: str = ""
+    jump: str = ""
+    number: int = 1
+    of: int = 1
+
+    @property
+    def named(self) -> str:
+        """How a command of nbkit names it, to paste."""
+        return to_paste(self.asked or self.alias, self.config)
+
+    @property
+    def ssh(self) -> str:
+        """How a command of ssh names it, to paste: options, and the host."""
+        wanted = parse(self.asked or self.alias)
+        options = [("-F", self.config), ("-o", self.jump and f"ProxyJump={self.jump}"), ("-p", str(wanted.port or ""))]
+        words = [word for option, value in options if value for word in (option, value)]
+        return shlex.join([*words, f"{wanted.user}@{wanted.host}" if wanted.user else wanted.host])
+
+    @property
+    def place(self) -> str:
+        """What a person calls it, where it is, and on a way through jump hosts which of them it is."""
+        bare = self.alias.lower() == self.hostname
+        facts = [*([] if bare else [str(self)]), *([f"hop {self.number} of {self.of}"] if self.of > 1 else [])]
+        return (str(self) if bare else self.alias) + (f" ({', '.join(facts)})" if facts else "")
 
     @property
     def known_name(self) -> str:
@@ -106,15 +138,30 @@ class Route:
         return self.hops[-1]
 
     @property
+    def named(self) -> str:
+        """How a command of nbkit names the host, to paste."""
+        return self.target.named
+
+    @property
     def ssh(self) -> str:
-        """The command that goes the same way, as far as what was typed tells it; to be read, not run."""
-        if self.asked.startswith("ssh://") or ":" not in self.asked:
-            return f"ssh {self.asked}"
-        return f"ssh -p {self.target.port} {self.target.user}@{self.target.hostname}"
+        """The command that goes the same way, to paste."""
+        return f"ssh {self.target.ssh}"
 
     def __str__(self) -> str:
         """The hops in order."""
         return " -> ".join(map(str, self.hops))
+
+
+def to_paste(host: str, config: str | None = None, python: str = "") -> str:
+    """How a command of nbkit names `host`, to paste: with the options without which it would be another, or not be found."""
+    words = [("-F", absolute(config)), ("--python", python)]
+    return shlex.join([host, *(word for option, value in words if value for word in (option, value))])
+
+
+def absolute(config: str | os.PathLike[str] | None) -> str:
+    """The path of an ssh_config, from wherever a command is pasted; `none` is no path, and empty is the user's own."""
+    text = str(config or "")
+    return text if text.lower() in {"", "none"} else str(Path(text).absolute())
 
 
 def valid_host(name: str) -> bool:

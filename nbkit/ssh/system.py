@@ -27,7 +27,7 @@ from nbkit.errors import AuthenticationError, HostKeyError, NbkitError, Unreacha
 from nbkit.ssh.keys import Ask
 from nbkit.ssh.pings import Pings
 from nbkit.ssh.pipes import PipeProcess, end_child
-from nbkit.ssh.route import Route
+from nbkit.ssh.route import Hop, Route
 from nbkit.ssh.sockets import Relay, SocketStream
 from nbkit.ssh.stream import Sink
 from nbkit.ssh.text import plain
@@ -334,7 +334,7 @@ def _refuse_lax_jumps(route: Route) -> None:
         if re.search(rb"^stricthostkeychecking (false|no|off|accept-new)$", done.stdout, re.MULTILINE):
             raise HostKeyError(
                 f"{hop.alias}, a jump host, has StrictHostKeyChecking off, which nbkit does not take over.",
-                hint=f"set StrictHostKeyChecking yes for {hop.alias} in ~/.ssh/config",
+                hint=f"set StrictHostKeyChecking yes for {hop.alias} in {route.config or '~/.ssh/config'}",
             )
 
 
@@ -371,20 +371,38 @@ def _answer(listener: socket.socket, ask: Ask) -> None:
 
 
 def _cause(route: Route, said: str) -> NbkitError:
-    """The error that ssh's own words mean."""
-    target = route.target
+    """The error that ssh's own words mean; it names the hop that they are about."""
+    hop, line = _failed(route, said)
+    error = _error(hop, said, line)
+    error.hop = hop.number - 1
+    return error
+
+
+def _failed(route: Route, said: str) -> tuple[Hop, str]:
+    """The hop, and the line that tells: each jump host has an ssh of its own, and the last one speaks last."""
+    hops = route.hops[:-1] if "UNKNOWN port" in said else route.hops  # says an ssh whose jump host brought it nowhere
+    for line in said.splitlines():
+        for hop in hops:
+            words = (f"connect to host {hop.hostname} port {hop.port}:", f"resolve hostname {hop.hostname}:",
+                     f"key is known for {hop.known_name} ", f"{hop.user}@{hop.hostname}: Permission denied")  # fmt: skip
+            if any(each in line for each in words):
+                return hop, line.strip().rstrip(".")
+    return route.target, _last(said)
+
+
+def _error(target: Hop, said: str, line: str) -> NbkitError:
     if re.search(
         r"host key verification failed|REMOTE HOST IDENTIFICATION|revoked|host key is known", said, re.IGNORECASE
     ):
         return HostKeyError(
-            f"ssh does not trust {target}:\n{said}",
-            hint=f"nbkit trust {target.alias} shows its key; compare it with the host's own before you trust it",
+            f"ssh does not trust {target.place}:\n{said}",
+            hint=f"nbkit trust {target.named} shows its key; compare it with the host's own before you trust it",
         )
     if re.search(r"permission denied|too many authentication|no supported authentication", said, re.IGNORECASE):
         return AuthenticationError(
-            f"{target.alias} ({target}) refused us, user {target.user!r}; ssh said: {_last(said)}",
-            hint=f"ssh-copy-id {target.alias}, or look with: ssh -v {target.alias}",
+            f"{target.place} refused us, user {target.user!r}; ssh said: {line}",
+            hint=f"ssh-copy-id {target.ssh}      or look with: ssh -v {target.ssh}",
         )
     return UnreachableError(
-        f"ssh does not reach {target}: {_last(said) or 'it said nothing'}.", hint=f"look with: ssh -v {target.alias}"
+        f"ssh does not reach {target.place}: {line or 'it said nothing'}.", hint=f"look with: ssh -v {target.ssh}"
     )

@@ -33,6 +33,7 @@ class Seen:
 
     Attributes:
         host: As the user named it.
+        named: As a command of nbkit names it.
         name: As known_hosts names it.
         line: The line that trusts the key.
         written: File that holds the line now; empty where nothing was written.
@@ -40,6 +41,7 @@ class Seen:
     """
 
     host: str
+    named: str
     name: str
     key: Key
     verdict: Verdict
@@ -49,7 +51,7 @@ class Seen:
     @property
     def command(self) -> str:
         """What trusts the key, to paste."""
-        return f"nbkit trust {self.host} {self.key.fingerprint}"
+        return f"nbkit trust {self.named} {self.key.fingerprint}"
 
     def __str__(self) -> str:
         """What a person needs to compare, then the next step."""
@@ -90,7 +92,7 @@ def verdict(hop: Hop, key: Key, address: str = "") -> Judgement:
     return said
 
 
-def verify(asked: str, hop: Hop, key: Key, address: str = "") -> Judgement:
+def verify(hop: Hop, key: Key, address: str = "") -> Judgement:
     """Return when the key is trusted.
 
     Raises: HostKeyError with the cause, and for an unknown key the exact line that trusts it.
@@ -99,7 +101,6 @@ def verify(asked: str, hop: Hop, key: Key, address: str = "") -> Judgement:
     if said.verdict is Verdict.OK:
         return said
     shown = f"{key.short_type} {key.fingerprint}"
-    target = asked if asked == hop.alias or hop.alias in asked else str(hop)
     if said.verdict is Verdict.UNKNOWN:
         why = (
             " (a @cert-authority line covers it, but it showed a plain key, or a certificate, which nbkit cannot judge)"
@@ -107,24 +108,24 @@ def verify(asked: str, hop: Hop, key: Key, address: str = "") -> Judgement:
             else ""
         )
         raise HostKeyError(
-            f"{hop.known_name} is not known{why}. It showed {shown}.",
+            f"{hop.place} is not known{why}. It showed {shown}.",
             hint=f"compare with the host's own: ssh-keygen -lf /etc/ssh/ssh_host_{key.short_type.lower()}_key.pub, then\n"
-            f"        nbkit trust {target} {key.fingerprint}",
+            f"        nbkit trust {hop.named} {key.fingerprint}",
         )
     where = "".join(
         f"\n        {e.path}, line {e.number}: {e.key.short_type} {e.key.fingerprint}" for e in said.entries
     )
     if said.verdict is Verdict.REVOKED:
         raise HostKeyError(
-            f"The key of {hop.known_name} is REVOKED: {shown}.{where}",
+            f"The key of {hop.place} is REVOKED: {shown}.{where}",
             hint="the host needs a new key; nbkit has no switch that accepts a revoked one",
         )
     file = f" -f {shlex.quote(said.entries[0].path)}" if said.entries else ""
     raise HostKeyError(
-        f"The key of {hop.known_name} has CHANGED. It showed {shown}; known is:{where}\n"
+        f"The key of {hop.place} has CHANGED. It showed {shown}; known is:{where}\n"
         "  Either the host was set up anew, or someone stands in between.",
         hint="ask the host's owner; only if it was set up anew:\n"
-        f"        ssh-keygen -R {shlex.quote(hop.known_name)}{file}; nbkit trust {target}",
+        f"        ssh-keygen -R {shlex.quote(hop.known_name)}{file}; nbkit trust {hop.named}",
     )
 
 
@@ -149,16 +150,16 @@ def trust(host: str, fingerprint: str = "", *, config: str | Path | None = None)
     hop, (key, address) = route.target, key_of(route)
     said = verdict(hop, key, address)
     if said.verdict in {Verdict.CHANGED, Verdict.REVOKED}:
-        verify(host, hop, key, address)
+        verify(hop, key, address)
     if fingerprint and fingerprint != key.fingerprint:
         raise HostKeyError(
             f"{hop.known_name} showed {key.short_type} {key.fingerprint}, not {fingerprint}. Nothing was written.",
             hint="a host may have several keys: compare the one of this type; if it differs, do not connect",
         )
     if said.verdict is Verdict.OK or not fingerprint:
-        return Seen(host, hop.known_name, key, said.verdict, key.line(hop.known_name))
+        return Seen(host, hop.named, hop.known_name, key, said.verdict, key.line(hop.known_name))
     written, line = _append(hop, key)
-    return Seen(host, hop.known_name, key, said.verdict, line, written)
+    return Seen(host, hop.named, hop.known_name, key, said.verdict, line, written)
 
 
 def _append(hop: Hop, key: Key) -> tuple[str, str]:
