@@ -164,7 +164,10 @@ def _stop_box(host: str, config: str | None, python: str) -> None:
     done = end(host, config=config, python=python)
     for each in done.box.ended:
         click.echo(f"Ended {each['what']} (pid {each['pid']}) on {host}.", err=True)
-    if not done.box.ended:
+    for pid, clients in done.relays:
+        ends = f"The relay (pid {pid}) on {host} ends with the last of its connections: {clients}."
+        click.echo(ends if clients else f"Ended relay, which nothing used (pid {pid}) on {host}.", err=True)
+    if not done.box.ended and not done.relays:
         click.echo(f"Nothing of nbkit ran on {host}.", err=True)
     if done.tunnels:
         click.echo(f"Ended {done.tunnels} tunnel{'s' if done.tunnels > 1 else ''} here.", err=True)

@@ -72,12 +72,16 @@ def _ask(place: tunnels.Place, *, ask: str | None) -> Status:
 class Ended:
     """What `stop` ended: tunnels of this machine, kernels that it listed, and on the box what `box` says; and what goes on
     there, as `nbkit run` began it to go on alone.
+
+    Attributes:
+        relays: pid and number of connections of each on the box: one without any ends at once, else with the last.
     """
 
     tunnels: int
     kernels: int
     box: jupyter.Stopped
     left: list[work.Work]
+    relays: list[tuple[int, int]]
 
 
 def stop(host: str, *, config: str | None = None, python: str = "") -> Ended:
@@ -91,11 +95,12 @@ def stop(host: str, *, config: str | None = None, python: str = "") -> Ended:
     with connect(host, config=place.config or None, python=place.python) as box:
         ended = jupyter.stop(box)
         left = [each for each in work.works(box) if each.active]
-        relays(box.session, python=box.python, retire=True)  # other machines of this user may be at work
+        # Other machines of this user may be at work.
+        retired = [(int(each["pid"]), len(each["sessions"])) for each in relays(box.session, python=box.python, retire=True)]
     closed = tunnels.close(host)
     removed = kernels.unregister(host, by="tunnel") + kernels.unregister(host, by="attach")
     tunnels.forget(host)
-    return Ended(closed, removed, ended, left)
+    return Ended(closed, removed, ended, left, retired)
 
 
 def _place(host: str, config: str | None, python: str) -> tunnels.Place:
