@@ -67,7 +67,7 @@ class TestKilled:
             said = text_of(heard, number, "stderr")
             assert "The kernel was killed at " in said
             assert "(SIGKILL, signal 9); it had " in said
-            assert f"nbkit kernel logs box {kernel.id[:8]}" in said
+            assert f"{kernel.id[:8]}\n" in said.partition(f"nbkit kernel logs box -F {server.config} ")[2]
             printed = text_of(heard, number, "stdout").split()
             assert [str(at) for at in range(len(printed))] == printed
             until(lambda: kernels_of(box), "it is not started again")

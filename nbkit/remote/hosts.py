@@ -43,6 +43,8 @@ class Host:
         through = None if self.route is None else ", ".join(map(str, self.route.hops[:-1])) or None
         cells = [self.name, None if self.route is None else str(self.route.target), through]
         why = "" if self.error is None else self.error.message.splitlines()[0].partition(" It showed ")[0]
+        if self.route is not None:  # its name is in the first cell
+            why = why.removeprefix(f"{self.route.target.place} ")
         if not look and self.route is not None:
             return cells
         if self.round_trip_ms is None:
