@@ -227,13 +227,17 @@ class TestStatusAndStop:
             with remote.connect("box", config=fresh.config, python=sys.executable) as box:
                 with ssh.Streams(box.session, python=box.python):
                     (relay,) = streams.relays(box.session, python=box.python)
-                    until(lambda: streams.relays(box.session, python=box.python)[0]["sessions"], "no connection is seen")
+                    until(
+                        lambda: streams.relays(box.session, python=box.python)[0]["sessions"], "no connection is seen"
+                    )
                     said = f"The relay (pid {relay['pid']}) on box ends with the last of its connections: 1.\n"
                     assert (0, "", said) == run(place, "stop", *words)
                 until(lambda: not streams.relays(box.session, python=box.python), "the relay does not end")
                 assert (0, "", "Nothing of nbkit ran on box.\n") == run(place, "stop", *words)
                 ssh.Streams(box.session, python=box.python).close()
-                until(lambda: not streams.relays(box.session, python=box.python)[0]["sessions"], "it keeps the connection")
+                until(
+                    lambda: not streams.relays(box.session, python=box.python)[0]["sessions"], "it keeps the connection"
+                )
                 (relay,) = streams.relays(box.session, python=box.python)
                 said = f"Ended relay, which nothing used (pid {relay['pid']}) on box.\n"
                 assert (0, "", said) == run(place, "stop", *words)

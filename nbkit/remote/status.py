@@ -96,7 +96,9 @@ def stop(host: str, *, config: str | None = None, python: str = "") -> Ended:
         ended = jupyter.stop(box)
         left = [each for each in work.works(box) if each.active]
         # Other machines of this user may be at work.
-        retired = [(int(each["pid"]), len(each["sessions"])) for each in relays(box.session, python=box.python, retire=True)]
+        retired = [
+            (int(each["pid"]), len(each["sessions"])) for each in relays(box.session, python=box.python, retire=True)
+        ]
     closed = tunnels.close(host)
     removed = kernels.unregister(host, by="tunnel") + kernels.unregister(host, by="attach")
     tunnels.forget(host)
