@@ -11,6 +11,7 @@ import contextlib
 import os
 import select
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +29,8 @@ _TAG = 16
 _CHANNEL_DATA = 94
 _DATA_HEAD = 9  # number, channel, length
 _BLOCK = 16
+_SIZE, _HEAD = struct.Struct(">I"), struct.Struct(">BBII")  # of a packet; padding, number, channel, length
+_CHANGED = "A packet was changed on its way (AES-GCM tag)"
 _PROMPT_READS = 64  # a connection's first: its login, and the start of a command
 
 
@@ -168,7 +171,7 @@ class Wire(Packetizer):  # type: ignore[misc]  # paramiko is not typed
     def _payload(self) -> memoryview:
         """The next packet, from the second byte of the plain buffer: its number and the rest."""
         if not self._ahead:
-            return self._open(0)
+            return self._open()
         payload = self._plain_view[1 : 1 + len(self._ahead)]
         payload[:] = self._ahead
         self._ahead = b""
@@ -178,37 +181,48 @@ class Wire(Packetizer):  # type: ignore[misc]  # paramiko is not typed
         """A packet of channel data, and the data of those of its channel that were read behind it, as one packet.
 
         Each is decrypted to where its data follows the data before. Its head lies on the end of that, which is put back.
+        The loop does itself what `_open` does: a GB is 32,000 packets.
         """
-        _check_data(payload)
-        channel, end = bytes(payload[1:5]), 1 + len(payload)
-        while end < _LARGEST_PACKET and self._more_waits():
-            at = end - 1 - _DATA_HEAD
-            covered = bytes(self._plain_view[at:end])
-            more = self._open(at)
-            joins = more[0] == _CHANNEL_DATA and more[1:5] == channel
-            if joins:
-                _check_data(more)
-            else:
-                self._ahead = bytes(more)
-            self._plain_view[at:end] = covered
-            if not joins:
+        _check_length(int.from_bytes(payload[5:9]), len(payload) - _DATA_HEAD)
+        plain, view, at, last = self._plain_view, self._view, self._at, self._end
+        end, channel = 1 + len(payload), int.from_bytes(payload[1:5])
+        (fixed, counter), decrypt, packets, joins = self._open_iv, self._open_engine.decrypt_into, 0, True
+        while joins and end < _LARGEST_PACKET and last - at > 4:
+            size = _SIZE.unpack_from(view, at)[0]
+            whole = 4 + size + _TAG
+            if last - at < whole or _is_wrong(size):
                 break
-            end = at + 1 + len(more)
-        payload = self._plain_view[1:end]
+            to = end - 1 - _DATA_HEAD
+            covered = bytes(plain[to:end])
+            try:
+                decrypt(
+                    fixed + counter.to_bytes(8), view[at + 4 : at + whole], view[at : at + 4], plain[to : to + size]
+                )
+            except InvalidTag as error:
+                raise SSHException(_CHANGED) from error
+            at, counter, packets = at + whole, (counter + 1) % 2**64, packets + 1
+            padding, kind, number, length = _HEAD.unpack_from(plain, to)
+            _check_padding(padding, size)
+            stop = to + size - padding
+            joins = kind == _CHANNEL_DATA and number == channel
+            if joins:
+                _check_length(length, stop - end)
+            else:
+                self._ahead = bytes(plain[to + 1 : stop])
+            plain[to:end] = covered
+            end = stop if joins else end
+        self._open_iv = fixed, counter
+        self._took(at, packets)
+        payload = plain[1:end]
         payload[5:9] = (end - 1 - _DATA_HEAD).to_bytes(4)
         return payload
 
-    def _more_waits(self) -> bool:
-        """True when the next packet has been read to its end."""
-        at = self._at
-        return self._end - at >= 4 + int.from_bytes(self._view[at : at + 4]) + _TAG
-
-    def _open(self, to: int) -> memoryview:
-        """Decrypt the next packet to place `to` of the plain buffer; returns its number and the rest of it there."""
+    def _open(self) -> memoryview:
+        """Decrypt the next packet to the start of the plain buffer; returns its number and the rest of it there."""
         if self._end - self._at < 4:
             self._fill(4, check_rekey=True)
-        size = int.from_bytes(self._view[self._at : self._at + 4])
-        if size > _LARGEST_PACKET or size < _BLOCK or size % _BLOCK:
+        size = _SIZE.unpack_from(self._view, self._at)[0]
+        if _is_wrong(size):
             raise SSHException(f"The server announced a packet of {size} bytes; it is damaged or hostile")
         whole = 4 + size + _TAG
         if self._end - self._at < whole:
@@ -220,21 +234,24 @@ class Wire(Packetizer):  # type: ignore[misc]  # paramiko is not typed
                 fixed + counter.to_bytes(8),
                 self._view[at + 4 : at + whole],
                 self._view[at : at + 4],
-                self._plain_view[to : to + size],
+                self._plain_view[:size],
             )
         except InvalidTag as error:
-            raise SSHException("A packet was changed on its way (AES-GCM tag)") from error
+            raise SSHException(_CHANGED) from error
+        padding = self._plain[0]
+        _check_padding(padding, size)
         self._open_iv = (fixed, (counter + 1) % 2**64)
-        self._at = at + whole
-        padding = self._plain[to]
-        if padding < 4 or padding + 2 > size:
-            raise SSHException("A packet has wrong padding")
-        self._in_bytes += whole
-        self._in_packets += 1
+        self._took(at + whole, 1)
+        return self._plain_view[1 : size - padding]
+
+    def _took(self, at: int, packets: int) -> None:
+        """So many packets, up to there, are read; new keys are asked for in time."""
+        self._in_bytes += at - self._at
+        self._at = at
+        self._in_packets += packets
         if (self._in_bytes >= self.REKEY_BYTES or self._in_packets >= self.REKEY_PACKETS) and not self.need_rekey():
             self._trigger_rekey()
-        self._in_number = (self._in_number + 1) & 0xFFFFFFFF
-        return self._plain_view[to + 1 : to + size - padding]
+        self._in_number = (self._in_number + packets) & 0xFFFFFFFF
 
     def reset_seqno_in(self) -> None:
         """Strict key exchange counts packets from nought again."""
@@ -351,8 +368,17 @@ class Wire(Packetizer):  # type: ignore[misc]  # paramiko is not typed
         super().close()
 
 
-def _check_data(payload: memoryview) -> None:
-    if len(payload) < _DATA_HEAD or int.from_bytes(payload[5:9]) != len(payload) - _DATA_HEAD:
+def _is_wrong(size: int) -> bool:
+    return size > _LARGEST_PACKET or size < _BLOCK or size % _BLOCK != 0
+
+
+def _check_padding(padding: int, size: int) -> None:
+    if padding < 4 or padding + 2 > size:
+        raise SSHException("A packet has wrong padding")
+
+
+def _check_length(told: int, found: int) -> None:
+    if told != found or found < 0:
         raise SSHException("A packet of channel data has a wrong length")
 
 
