@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from nbkit import remote
 from nbkit.cli import main
+from nbkit.errors import NbkitError
 from nbkit.memory import plan
 from tests import sshd
 
@@ -84,7 +85,25 @@ def test_hosts_as_a_table_and_as_json(run):
 def test_a_build_that_torch_has_not(run):
     """Said before anything is dialled."""
     found = run("setup", "nowhere", "--torch", "cuda12")
-    assert (2, True) == (found.exit_code, "'cuda12' is no build of torch: cpu, cu126" in found.stderr)
+    assert (2, True) == (found.exit_code, "'cuda12' is no build of torch" in found.stderr)
+
+
+def test_a_build_that_looks_like_one(run, server, tmp_path, monkeypatch):
+    """cu999 is refused at once, with those that there are, from the library too; what PyTorch builds is not."""
+    for name in ("cu999", "cu99", "rocm", "CU128", "2.13.0"):
+        found = run("setup", "nowhere.invalid", "--torch", name)
+        assert (2, True) == (found.exit_code, f"{name!r} is no build of torch" in found.stderr), found.output
+        assert "cpu, cu126, cu128, cu129, cu130, cu132" in found.stderr
+    for name in ("cpu", "xpu", "cu126", "cu132", "rocm7.2"):
+        assert 3 == run("setup", "nowhere.invalid", "--torch", name).exit_code
+    with (
+        remote.connect("box", config=server.config) as box,
+        pytest.raises(NbkitError, match="no build of torch") as caught,
+    ):
+        remote.setup.setup(box, torch="cu999")
+    assert 2 == caught.value.exit_code
+    refused = run("setup", "nowhere.invalid", "--torch", "cpu", "--without", "train")
+    assert (2, True) == (refused.exit_code, "--without train leaves torch out" in refused.stderr)
 
 
 def test_a_hint_names_the_host(run, server):

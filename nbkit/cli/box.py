@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 
 import click
 
@@ -45,7 +44,8 @@ def hosts(look: bool, config: str | None, as_json: bool) -> None:
 @click.option("--path", default="", help="Folder of the environment there.  [default: ~/.local/share/nbkit/env]")
 @click.option("--without", type=click.Choice(["train", "lab"]), multiple=True,
               help="Leave out torch and the training stack, or JupyterLab.")  # fmt: skip
-@click.option("--torch", default="", metavar="BUILD", help="cpu, cu126, cu128 ...  [default: chosen for the driver]")
+@click.option("--torch", default="", metavar="BUILD",
+              help="cpu, cu126, cu128, cu129, cu130 or cu132.  [default: chosen for the driver]")  # fmt: skip
 @click.option("--stop", is_flag=True, help="End a setup that is at work there; the next one goes on from what it left.")
 @config_option
 @json_option
@@ -75,6 +75,7 @@ def setup(
       nbkit setup gpu-box --python "module load python/3.12; python3"
     """
     from nbkit.errors import NbkitError
+    from nbkit.hardware.builds import asked_build
     from nbkit.remote import connect, locked
     from nbkit.remote import setup as box_setup
 
@@ -83,8 +84,10 @@ def setup(
             "--python uses a Python as it is; --base, --path, --without and --torch are for a new one."
         )
 
-    if torch and not re.fullmatch(r"cpu|cu\d{2,3}|rocm[\d.]+|xpu", torch):
-        raise click.BadParameter(f"{torch!r} is no build of torch: cpu, cu126, cu128, ...", param_hint="--torch")
+    if torch and "train" in without:
+        raise click.UsageError("--without train leaves torch out; --torch is for one that is put in")
+    if torch:
+        asked_build(torch)
 
     def say(line: str) -> None:
         click.echo(line, err=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from nbkit.errors import NbkitError
 from nbkit.hardware.facts import version
 from nbkit.hardware.machine import Machine
@@ -9,8 +11,24 @@ from nbkit.hardware.parts import Choice, Gpu
 
 # CUDA versions that PyTorch builds for or lately did, newest first; the index is asked for each that fits.
 CUDA = ((13, 0), (12, 9), (12, 8), (12, 6))
+_ONLY_ASKED = ((13, 2),)  # there is one, which nobody has tried with nbkit: taken where it is asked for by name
 _LAST_FOR_OLD = (12, 6)  # later ones have no kernels for Volta and Pascal
 _FIRST_FOR_NEW = (12, 8)  # earlier ones have none for Blackwell
+
+
+def asked_build(name: str) -> str:
+    """The build that somebody asked for by its name: cpu, cu128, rocm7.2, xpu.
+
+    Raises: NbkitError (2) for one that PyTorch does not build.
+    """
+    known = ["cpu", *(f"cu{major}{minor}" for major, minor in sorted((*CUDA, *_ONLY_ASKED)))]
+    if name in {*known, "xpu"} or re.fullmatch(r"rocm\d+\.\d+(\.\d+)?", name):
+        return name
+    raise NbkitError(
+        f"{name!r} is no build of torch. There are: {', '.join(known)}; not tried with nbkit: xpu, rocm7.2 and its like.",
+        hint="leave --torch out: the build that fits the driver is chosen",
+        exit_code=2,
+    )
 
 
 def torch_builds(machine: Machine) -> Choice[tuple[str, ...]]:

@@ -13,6 +13,7 @@ from typing import Any
 from nbkit.display import Table
 from nbkit.errors import RemoteCommandError
 from nbkit.hardware import Machine, torch_builds
+from nbkit.hardware.builds import asked_build
 from nbkit.remote import lasting, locked, look, program
 from nbkit.remote.box import Box, remember
 from nbkit.remote.trace import JUPYTER_NEEDS
@@ -124,9 +125,10 @@ def setup(
         torch: PyTorch's name of the build, such as cu128; chosen for the driver when empty.
         say: Gets each line of the log.
 
-    Raises: RemoteCommandError for what is missing there; NbkitError (5) when no torch fits the driver; UnreachableError
-        when the link does not come back.
+    Raises: NbkitError (2) for a `torch` that there is not; RemoteCommandError for what is missing there; NbkitError (5) when
+        no torch fits the driver; UnreachableError when the link does not come back.
     """
+    torch = asked_build(torch) if torch else ""
     pins = locked.pins(extras)
     train = "train" in extras
     builds, reason = _builds(look.machine(box), torch) if train else ((), "")
