@@ -185,6 +185,8 @@ def test_pause_and_unpause_are_a_file(folder):
     assert "nbkit unpause 20260101-000000-a" in invoke("pause").stderr
     assert (folder / "20260101-000000-a" / "PAUSE").exists()
     assert 0 == invoke("unpause").exit_code
+    for verb in ("pause", "unpause"):
+        assert (2, True) == ((found := invoke(verb, "-F", "none")).exit_code, "name it with --on HOST" in found.stderr)
     assert not (folder / "20260101-000000-a" / "PAUSE").exists()
     recorder.set("done", step=9)
     assert "is not running: done at step 9" in invoke("pause").stderr

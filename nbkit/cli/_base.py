@@ -111,7 +111,7 @@ def config_option(command: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Path(dir_okay=False),
         default=None,
         callback=_config_that_is_there,
-        help="ssh_config in place of the user's.",
+        help="ssh_config in place of the user's; none for no file at all.",
     )(command)
 
 

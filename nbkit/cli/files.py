@@ -56,8 +56,8 @@ _PARENTS = click.option("--parents", is_flag=True, help="Make the folders that D
     "  nbkit push hf://ORG/MODEL@COMMIT gpu-box:\n\n"
     "hf://ORG/MODEL and hf://datasets/ORG/NAME go into the hub's cache on the host (DST: another one), downloaded there "
     "where it has a network, else here. Each file is checked against the hub's digest; pickled weights are left out. "
-    "s3://, gs:// and gdrive:// are read by the host with its own credentials, else here; file:///PATH is a mount there. All "
-    "of these comes as it is, pickles too; each object is checked by the md5 that its store tells."
+    "s3://, gs:// and gdrive:// are read by the host with its own credentials, else here; file:///PATH is a mount there. What "
+    "stands in these comes as it is, pickles too; each object is checked by the md5 that its store tells."
 )
 @click.argument("words", nargs=-1, required=True, metavar="SRC... HOST:DST", shell_complete=complete_places)
 @_PARENTS

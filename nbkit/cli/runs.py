@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nbkit.remote.work import Work
 
 _RUN_HELP = "RUN is a run's id, the start of one, or its directory; the newest run when left out."
+_ON_HELP = " With --on, or where this machine began it on a box, it is what nbkit run began there, by id or by its file's name."
 _GRACE_S = 120.0
 
 
@@ -99,13 +100,14 @@ def _exit(work: Work) -> str:
 
 
 @click.command(
-    help="Ask a run to finish its step, save a checkpoint and the adapter, and end; or end all that nbkit runs on a box.\n\n"
-    f"{_RUN_HELP} {HOST} On a box, Jupyter and its kernels end, and the tunnels to it; what people started from them goes on. "
-    "A run that nbkit run began there, also named without --on where this machine began it, saves what it trains; what is "
-    "still at work after --grace seconds gets SIGTERM, what trains nothing at once, and SIGKILL 30 seconds later."
+    help="Ask a run to finish its step, save a checkpoint and the adapter, and end; or end Jupyter and the kernels on a box.\n\n"
+    f"{_RUN_HELP} {HOST} With HOST, nbkit's Jupyter there ends, its kernels, and the tunnels to it; what people started from "
+    "them goes on, and so do runs. A run that nbkit run began on a box is named with --on HOST, or by its id alone on the "
+    "machine that began it. It saves what it trains; what is still at work after --grace seconds gets SIGTERM, a run that "
+    "trains nothing gets it at once, and SIGKILL follows 30 seconds later."
     "\n\n\b\nExamples:\n  nbkit stop               the newest run\n  nbkit stop 20261124      a run\n"
     "  nbkit stop gpu-box       Jupyter and kernels on a box\n"
-    "  nbkit stop train --on gpu-box      what nbkit run began there"
+    "  nbkit stop train --on gpu-box      a run that nbkit run began there"
 )
 @click.argument("what", metavar="[RUN|HOST]", required=False)
 @click.option("--host", "is_host", is_flag=True, help="It is a host, whatever else has that name.")
@@ -181,7 +183,7 @@ def _stop_box(host: str, config: str | None, python: str) -> None:
 
 
 @click.command(
-    help=f"Let a run finish its step, save a checkpoint and hold; its model stays in memory.\n\n{_RUN_HELP}\n\n"
+    help=f"Let a run finish its step, save a checkpoint and hold; its model stays in memory.\n\n{_RUN_HELP}{_ON_HELP}\n\n"
     "\b\nExamples:\n  nbkit pause\n  nbkit pause train --on gpu-box"
 )
 @click.argument("run", required=False)
@@ -194,6 +196,7 @@ def pause(run: str | None, host: str, config: str | None, python: str) -> None:
             goes_on = f"nbkit unpause {work.named}"
             click.echo(f"Asked {asked} to pause after its step; it goes on with: {goes_on}", err=True)
         return
+    _here(config, python)
     from nbkit.training import latest
 
     chosen = latest(run)
@@ -202,7 +205,7 @@ def pause(run: str | None, host: str, config: str | None, python: str) -> None:
 
 
 @click.command(
-    help=f"Let a paused run go on.\n\n{_RUN_HELP}\n\n\b\nExamples:\n  nbkit unpause\n  nbkit unpause 20261124"
+    help=f"Let a paused run go on.\n\n{_RUN_HELP}{_ON_HELP}\n\n\b\nExamples:\n  nbkit unpause\n  nbkit unpause 20261124"
 )
 @click.argument("run", required=False)
 @on_option
@@ -212,11 +215,18 @@ def unpause(run: str | None, host: str, config: str | None, python: str) -> None
         with opened(run, host, config, python) as work:
             click.echo(f"{work.wish('pause', on=False)} goes on; nbkit watch {work.named} shows it.", err=True)
         return
+    _here(config, python)
     from nbkit.training import latest
 
     chosen = latest(run)
     chosen.unpause()
     click.echo(f"{chosen.id} goes on; nbkit watch {chosen.id} shows it.", err=True)
+
+
+def _here(config: str | None, python: str) -> None:
+    """Raises: UsageError where options are given that a run of this machine has no use for."""
+    if config or python:
+        raise click.UsageError("-F and --python are for a box: name it with --on HOST")
 
 
 VERBS = (runs, pause, unpause, stop)

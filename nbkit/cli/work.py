@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 @click.command(
     help=f"Run a notebook, a Python script or a recipe on a box, and show here what it prints.\n\n{HOST} FILE goes there, "
     "with the modules beside it that it imports, what --with names and, where that Python lacks it, nbkit itself, into a "
-    "folder of its own, where it works. It needs no connection: Ctrl-C, a cut or a closed laptop leave it running, and nbkit "
-    "attach returns to it, from any machine. Nothing is typed to it: input() ends with EOFError. What --with names keeps its "
-    "place below FILE's folder, or comes to lie beside FILE.\n\n"
+    "folder of its own, where it works. The run needs no connection: Ctrl-C, a cut or a closed laptop leave it running, and "
+    "nbkit attach returns to it, from any machine. Nothing is typed to it: input() ends with EOFError. What --with names keeps "
+    "its place if that is below FILE's folder; else it comes to lie beside FILE.\n\n"
     "A notebook (.ipynb) is executed with nbclient, there; the file is written after each cell and brought back at the "
     "end. A recipe (.yaml) is what `trl sft --config` reads: a run's config.yaml with dataset_name added.\n\n"
     "\b\nExamples:\n  nbkit run train.ipynb --on gpu-box --param STEPS=200 --param LR=1e-4\n"
