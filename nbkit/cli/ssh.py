@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @click.command(
     help=f"Trust a host's key, named by its fingerprint.\n\n{HOST} Without FINGERPRINT, shows the key and the line that "
-    "trusts it; compare it with what the host itself says (its console, its owner). Jump hosts on the way come first, each by its own name. "
-    "A key that changed or was revoked is refused, whatever is given.\n\n\b\nExamples:\n  nbkit trust gpu-box\n  nbkit trust gpu-box SHA256:n7+...\n\n"
-    "Exit codes: 0 trusted, 4 not trusted."
+    "trusts it; compare it with what the host itself says (its console, its owner). Jump hosts on the way come first, each "
+    "by its own name. A key that changed or was revoked is refused, whatever is given.\n\n\b\nExamples:\n"
+    "  nbkit trust gpu-box\n  nbkit trust gpu-box SHA256:n7+...\n\nExit codes: 0 trusted, 4 not trusted."
 )
 @click.argument("host", shell_complete=complete_hosts)
 @click.argument("fingerprint", required=False, default="")
