@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import sshd
 from tests.laptop import Laptop
 from tests.works import COUNT
 
@@ -67,6 +68,23 @@ def test_a_changed_key(person, server):
     told = person.run("check", "box", *person.options)[2].partition("set up anew:\n")[2].splitlines()[0]
     code, said = person.paste(told)
     assert (4, True) == (code, "not trusted" in said), said
+
+
+def test_a_jump_host_behind_another(person, tmp_path, server):
+    """It has no way of its own: the line that trusts it leads through those before it; then comes the box."""
+    with sshd.running(tmp_path / "gate") as gate:
+        path, known = person.folder / "chain", person.folder / "chain_known"
+        gate.write_config(path=path, alias="gate", known=gate.known_hosts)
+        server.write_config("ProxyCommand false", path=path, alias="inner", known=known)
+        server.write_config("ProxyJump gate,inner", path=path, alias="far", known=known)
+        _, _, err = person.run("check", "far", "-F", "chain", *person.options[2:])
+        assert "inner (" in err
+        assert ", hop 2 of 3) is not known" in err
+        told = line(", then\n        ", err)
+        assert person.paste(told.rpartition(" SHA256:")[0])[1].rpartition("then:")[2].strip() == told
+        code, said = person.paste(told)
+        assert (0, True) == (code, "trusted now" in said), said
+        assert 0 == person.run("check", "far", "-F", "chain", *person.options[2:])[0]
 
 
 def test_a_program_that_does_not_run_there(person):

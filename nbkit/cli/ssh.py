@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 )
 @click.argument("host", shell_complete=complete_hosts)
 @click.argument("fingerprint", required=False, default="")
+@click.option("-J", "--jump", default="", metavar="HOSTS", help="Reach it through these, as ssh -J does: a jump host "
+              "behind another has no way of its own.")  # fmt: skip
 @config_option
 @json_option
-def trust(host: str, fingerprint: str, config: str | None, as_json: bool) -> None:
+def trust(host: str, fingerprint: str, jump: str, config: str | None, as_json: bool) -> None:
     from nbkit.ssh import trust as trust_host
 
-    seen = trust_host(host, fingerprint, config=config)
+    seen = trust_host(host, fingerprint, config=config, jump=jump)
     click.echo(json.dumps(seen.as_dict(), indent=2) if as_json else str(seen))
     if not seen.written and seen.verdict.value != "ok":
         sys.exit(4)

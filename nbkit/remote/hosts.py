@@ -40,7 +40,7 @@ class Host:
 
     def row(self, *, look: bool) -> list[str | None]:
         """Cells of the table."""
-        through = None if self.route is None else ", ".join(map(str, self.route.hops[:-1])) or None
+        through = None if self.route is None else ", ".join(hop.asked for hop in self.route.hops[:-1]) or None
         cells = [self.name, None if self.route is None else str(self.route.target), through]
         why = "" if self.error is None else self.error.message.splitlines()[0].partition(" It showed ")[0]
         if self.route is not None:  # its name is in the first cell

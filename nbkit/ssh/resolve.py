@@ -30,6 +30,7 @@ def resolve(
     *,
     config: str | Path | None = None,
     engine: Literal["auto", "ssh", "own"] = "auto",
+    jump: str = "",
 ) -> Route:
     """How to reach `host`: hops, ports, users, keys, known_hosts.
 
@@ -37,6 +38,7 @@ def resolve(
         host: An alias of ssh_config, `user@host:port`, `ssh://...` or `user@[v6]:port`.
         config: A file in place of ~/.ssh/config and /etc/ssh/ssh_config; "none" for no file at all.
         engine: "ssh" asks `ssh -G`, "own" reads the files here; "auto" asks ssh where it is installed.
+        jump: Hosts to go through, separated by commas, in place of what the configuration says, as ssh's -J has it.
 
     Raises: HostNameError before anything is run, for a name no shell may see. SshConfigError for a configuration that
         cannot be read or carried out.
@@ -49,19 +51,26 @@ def resolve(
     ask: Ask = _asking(binary, chosen) if binary else _reading(chosen)
     reasons: list[str] = []
     try:
-        found = _hops(wanted, ask, reasons, proxied=True, depth=0, already_expanded=binary is not None)
+        found = _hops(wanted, ask, reasons, jump=jump, proxied=not jump, depth=0, already_expanded=binary is not None)
     except (HostNameError, SshConfigError) as error:
         if chosen:
             error.hint = error.hint.replace("ssh -G ", f"ssh -G -F {shlex.quote(chosen)} ")
         raise
-    found[-1] = replace(found[-1], asked=host)
+    found[-1] = replace(found[-1], asked=host, jump=jump)
     hops = [replace(hop, config=chosen, number=n, of=len(found)) for n, hop in enumerate(found, start=1)]
     source = "ssh -G" if binary else f"nbkit's own reader of {chosen or '~/.ssh/config'}"
     return Route(host, tuple(hops), source, tuple(reasons), chosen)
 
 
 def _hops(
-    wanted: Destination, ask: Ask, reasons: list[str], *, proxied: bool, depth: int, already_expanded: bool
+    wanted: Destination,
+    ask: Ask,
+    reasons: list[str],
+    *,
+    proxied: bool,
+    depth: int,
+    already_expanded: bool,
+    jump: str = "",
 ) -> list[Hop]:
     """The hops to `wanted`, itself last. `proxied=False` where ssh is given -J: the host's own proxy then has no say."""
     if depth > _MOST_HOPS:
@@ -71,7 +80,7 @@ def _hops(
         )
     facts = ask(wanted, proxied)
     hop = _hop(wanted, facts, already_expanded)
-    jump = facts.get("proxyjump", [""])[0] if proxied else ""
+    jump = facts.get("proxyjump", [""])[0] if proxied else jump
     if not jump or jump.lower() == "none":
         return [hop]
     names = jump.split(",")

@@ -78,8 +78,9 @@ class Hop:
 
     @property
     def named(self) -> str:
-        """How a command of nbkit names it, to paste."""
-        return to_paste(self.asked or self.alias, self.config)
+        """How a command of nbkit names it, to paste; only `nbkit trust` takes -J, where it is behind other hops."""
+        through = f" -J {shlex.quote(self.jump)}" if self.jump else ""
+        return to_paste(self.asked or self.alias, self.config) + through
 
     @property
     def ssh(self) -> str:
@@ -161,7 +162,7 @@ def to_paste(host: str, config: str | None = None, python: str = "") -> str:
 def absolute(config: str | os.PathLike[str] | None) -> str:
     """The path of an ssh_config, from wherever a command is pasted; `none` is no path, and empty is the user's own."""
     text = str(config or "")
-    return text if text.lower() in {"", "none"} else str(Path(text).absolute())
+    return text if text.lower() in {"", "none"} else str(Path(text).resolve())
 
 
 def valid_host(name: str) -> bool:

@@ -129,10 +129,11 @@ def verify(hop: Hop, key: Key, address: str = "") -> Judgement:
     )
 
 
-def trust(host: str, fingerprint: str = "", *, config: str | Path | None = None) -> Seen:
+def trust(host: str, fingerprint: str = "", *, config: str | Path | None = None, jump: str = "") -> Seen:
     """Show the key of `host`, and with its `fingerprint` (SHA256:...) add it to known_hosts.
 
-    Jump hosts on the way must be trusted already. Nothing is sent to the host but the key exchange: no user, no key.
+    Jump hosts on the way must be trusted already; `jump` names them where the configuration does not, as for a jump host
+    that is itself reached through another. Nothing is sent to the host but the key exchange: no user, no key.
 
     Raises: HostKeyError where the fingerprint is not the key's, or the host is known by another key, or revoked;
         nothing is written then.
@@ -146,7 +147,7 @@ def trust(host: str, fingerprint: str = "", *, config: str | Path | None = None)
             hint="it looks like SHA256:... with 43 more characters",
             exit_code=2,
         )
-    route = resolve(host, config=config)
+    route = resolve(host, config=config, jump=jump)
     hop, (key, address) = route.target, key_of(route)
     said = verdict(hop, key, address)
     if said.verdict in {Verdict.CHANGED, Verdict.REVOKED}:
