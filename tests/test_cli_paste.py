@@ -125,9 +125,9 @@ def test_a_sentence_of_the_box(person):
 def test_a_kernel_and_a_tunnel(person):
     """Back to the tunnel, the end of it, and which kernels there are."""
     _, _, err = person.run("kernel", "attach", "box", *person.options)
-    add = line("start one: ", err)
-    code, said = person.paste(add)
+    code, said = person.paste(line("Fix: ", err))
     assert (0, True) == (code, "nbkit-box" in said), said
+    assert "Fix:  choose 'Python 3." in person.run("kernel", "logs", "box", *person.options)[2]
     opened = person.popen("tunnel", "box", *person.options)
     opened.stdout.readline()
     opened.send_signal(signal.SIGINT)

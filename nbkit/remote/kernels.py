@@ -145,9 +145,17 @@ def find(box: Box, kernel_id: str = "", *, ended: bool = False) -> dict[str, Any
         raise RemoteCommandError(
             f"{len(found) or 'No'} kernel{'s' if len(found) > 1 else ''} on {box.host}"
             f"{' whose id begins with ' + kernel_id if kernel_id else ''}" + (f"; there are: {ids}." if ids else "."),
-            hint=f"give its ID: nbkit kernel list {box.named}" if ids else f"start one: nbkit kernel add {box.named}",
+            hint=f"give its ID: nbkit kernel list {box.named}" if ids else _to_start(box),
         )
     return dict(found[0])
+
+
+def _to_start(box: Box) -> str:
+    """How a kernel comes to run there: adding one only makes it a choice."""
+    here = next((each for each in listed() if each.host == box.host and not each.running), None)
+    if here:
+        return f"choose {here.shown!r} in JupyterLab      or: jupyter console --kernel {here.name}"
+    return f"nbkit kernel add {box.named}      then choose it in JupyterLab"
 
 
 def attach(box: Box, kernel_id: str = "", *, config: str | Path | None = None) -> Listed:

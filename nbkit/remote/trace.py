@@ -16,6 +16,7 @@ from nbkit.hardware import Diagnosis, Machine
 from nbkit.hardware.facts import version
 from nbkit.remote import look
 from nbkit.ssh import Route, Session
+from nbkit.ssh.route import Hop
 
 if TYPE_CHECKING:
     from nbkit.remote.box import Box
@@ -165,12 +166,11 @@ def unreached(host: str, route: Route | None, error: NbkitError) -> Examination:
         failed = 0 if error.hop is None else error.hop
         for index, hop in enumerate(route.hops):
             name = "sshd" if hop is route.target else "jump host"
-            if index < failed:
-                steps.append(Step(name, str(hop), "ok"))
-            elif index == failed:
-                steps.append(Step(name, str(hop), "failed", remark=error.message, fix=error.hint))
+            if index == failed:
+                steps.append(Step(name, _where(hop), "failed", remark=error.message, fix=error.hint))
             else:
-                steps += _not_reached(name)
+                state: State = "ok" if index < failed else "not reached"
+                steps.append(Step(name, _where(hop), state, remark="" if state == "ok" else state))
     steps += _not_reached("Python", "Jupyter", "GPU")
     return Examination(Trace(host, tuple(steps), error.exit_code), None)
 
@@ -183,10 +183,15 @@ def _way(session: Session) -> list[Step]:
     for hop, seconds, login in zip(session.route.hops, session.round_trips(), session.methods, strict=True):
         if hop is session.route.target:
             remark = f"{login}; host key {facts['host_key']}"
-            steps.append(Step("sshd", str(hop), "ok", 1000 * seconds, down, up, remark))
+            steps.append(Step("sshd", _where(hop), "ok", 1000 * seconds, down, up, remark))
         else:
-            steps.append(Step("jump host", str(hop), "ok", 1000 * seconds, remark=login))
+            steps.append(Step("jump host", _where(hop), "ok", 1000 * seconds, remark=login))
     return steps
+
+
+def _where(hop: Hop) -> str:
+    """What the user calls it, and its address."""
+    return str(hop) if hop.alias.lower() == hop.hostname else f"{hop.alias}, {hop}"
 
 
 def _bandwidth(session: Session) -> tuple[float | None, float | None]:
