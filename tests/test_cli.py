@@ -197,6 +197,7 @@ def test_an_error_is_a_message_a_fix_and_an_exit_code(folder):
     result = invoke("watch", "nothing")
     assert 1 == result.exit_code
     assert f"Error: There is no run 'nothing' in {folder}.\n  Fix:  nbkit runs" in result.stderr
+    assert "      (it is a host: nbkit stop --host nothing)\n" in invoke("stop", "nothing").stderr
     assert "Traceback" not in result.stderr
 
 

@@ -80,7 +80,9 @@ def test_status_shows_it_and_stop_of_the_host_leaves_it(laptop):
     assert [told["id"]] == [
         one["id"] for one in json.loads(laptop.run("status", "box", "--json", *laptop.options)[1])[0]["runs"]
     ]
-    assert f"It ends with: nbkit stop {told['id']}\n" in laptop.run("stop", "box", *laptop.options)[2]
+    err = laptop.run("stop", "box", *laptop.options)[2]
+    assert f"It ends with: nbkit stop {told['id']}\n" in err
+    assert "No Jupyter and no kernel of nbkit ran on box.\n" in err
     assert 0 == laptop.run("stop", told["id"])[0]
 
 

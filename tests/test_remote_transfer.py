@@ -260,7 +260,7 @@ class TestRefusals:
         ("way", "source", "dst", "message", "fix"),
         [
             ("push", "none", "x", "Cannot read .*none: No such file", "ls -la"),
-            ("pull", "none", "x", "127.0.0.1.*cannot read .*none: No such file", "ls -la"),
+            ("pull", "none", "x", "box: cannot read .*none: No such file", "ls -la"),
             ("push", "a", "no/where/x", "there is no folder .*no/where", "--parents"),
             ("pull", "a", "no/where/x", "There is no folder .*no/where", "--parents"),
             ("push", "t", "file", "file is a file, not a folder", "move it aside"),
@@ -374,7 +374,7 @@ class TestRefusals:
             remote.connect("box", config=closed.config)
         ) as box, pytest.raises(RemoteCommandError, match="This account is closed") as caught:  # fmt: skip
             remote.push(box, put(tmp_path / "a", 5), str(tmp_path / "b"))
-        assert "try: ssh box python3 --version" == caught.value.hint
+        assert f"try: ssh -F {closed.config} box python3 --version" == caught.value.hint
 
     @pytest.mark.parametrize("dst", ["", "~", "/", "."])
     def test_delete_spares_the_home_folder(self, box, tmp_path, dst):
@@ -555,6 +555,13 @@ class TestCommand:
             (("pull", "box:a", "other:b", "."), 2, "one host"),
             (("sync", "a", "b"), 2, "one of SRC and DST"),
             (("push", "none", "box:"), 1, "Cannot read none"),
+            (("push", "box:a", "other:b"), 2, "from a host to another is nbkit pull and then nbkit push"),
+            (("pull", "box:a", "other:b"), 2, "a name here that has a colon: ./other:b"),
+            (
+                ("pull", "box:nowhere", "."),
+                1,
+                "box: cannot read nowhere: No such file or directory.\n  Fix:  look with: ssh -F ",
+            ),
         ],
     )
     def test_wrong_use(self, server, tmp_path, words, code, message):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _PLACE = re.compile(r"((?:[^:/]*@)?(?:\[[^]/]*\]|[^:/]*)(?::\d+(?=:))?):(.*)", re.DOTALL)
 _HOST = f"{HOST[:-1]}, the path behind a colon, or as in ssh://USER@HOST:PORT/PATH."
+_BETWEEN = "both are HOST:PATH: from a host to another is nbkit pull and then nbkit push"
 _CHECKED = (
     "Each file is checked by sha256 at both ends and takes its name only when it is whole. After a cut, the same command "
     "goes on where it stopped."
@@ -79,6 +80,8 @@ def push(
         raise click.UsageError("Missing argument 'SRC...'." if _is_place(dst) else "Missing argument 'HOST:DST'.")
     if not _is_place(dst) and any(map(_is_place, sources)) and not any(map(is_reference, sources)):
         raise click.UsageError(f"{dst!r} is not HOST:PATH: from a host to here is nbkit pull")
+    if _is_place(dst) and any(_is_place(one) and not is_reference(one) and not Path(one).exists() for one in sources):
+        raise click.UsageError(_BETWEEN)
     host, path = _place(dst)
     if any(is_reference(source) for source in sources):
         _refuse_given(options, "files and folders of this machine")
@@ -115,6 +118,8 @@ def pull(words: tuple[str, ...], host: str, config: str | None, python: str, as_
     *sources, dst = words
     if not sources:
         raise click.UsageError("Missing argument 'DST'.")
+    if _is_place(dst):
+        raise click.UsageError(f"{_BETWEEN} (a name here that has a colon: ./{dst})")
     places = [_place(source) for source in sources]
     if len({host for host, _ in places}) > 1:
         raise click.UsageError("all sources must be on one host")

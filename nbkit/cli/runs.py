@@ -124,9 +124,14 @@ def stop(what: str | None, is_host: bool, host: str, grace_s: float, config: str
     if what is not None and (is_host or config or python or _is_host(what)):
         _stop_box(what, config, python)
         return
+    from nbkit.errors import RunError
     from nbkit.training import latest
 
-    chosen = latest(what)
+    try:
+        chosen = latest(what)
+    except RunError as error:
+        error.hint += f"      (it is a host: nbkit stop --host {what})" if what else ""
+        raise
     chosen.stop()
     click.echo(f"Asked {chosen.id} to stop after its step; nbkit watch {chosen.id} shows when it has.", err=True)
 
@@ -170,7 +175,8 @@ def _stop_box(host: str, config: str | None, python: str) -> None:
         ends = f"The relay (pid {pid}) on {host} ends with the last of its connections: {clients}."
         click.echo(ends if clients else f"Ended relay, which nothing used (pid {pid}) on {host}.", err=True)
     if not done.box.ended and not done.relays:
-        click.echo(f"Nothing of nbkit ran on {host}.", err=True)
+        what = "No Jupyter and no kernel" if done.left else "Nothing"
+        click.echo(f"{what} of nbkit ran on {host}.", err=True)
     if done.tunnels:
         click.echo(f"Ended {done.tunnels} tunnel{'s' if done.tunnels > 1 else ''} here.", err=True)
     for work in done.left:

@@ -262,11 +262,16 @@ def _link(box: Box, request: dict[str, Any]) -> Iterator[frames.Frames]:
             link.read = first  # what is to be sent first does not wait for it
             yield link
         except frames.StoppedError as error:
-            place = f"{box.session.route.target}: " if error.theirs else ""
+            place = f"{box.host}: " if error.theirs else ""
+            hint = (
+                error.hint.replace("look with: ", f"look with: {box.session.route.ssh} ")
+                if error.theirs
+                else error.hint
+            )
             message = f"{place}{plain(error.message)}"
             if message.partition(" ")[0] in _BEGINNINGS:  # not a file's name
                 message = message[:1].upper() + message[1:]
-            raise TransferError(f"{message}.", hint=plain(error.hint)) from error
+            raise TransferError(f"{message}.", hint=plain(hint)) from error
         except UnreachableError as error:
             raise UnreachableError(error.message, hint=f"{AGAIN} (what has come over is kept)") from error
         except _UnheardError as error:
@@ -300,7 +305,7 @@ def _ended(box: Box, process: Process, heard: bytes | None = None) -> NbkitError
             program.answer(box.session, heard or b"", process.stderr, status, box.python)
         except NbkitError as error:
             return error
-    return TransferError(f"{box.session.route.target}: our program there ended (exit status {status}).", hint=AGAIN)
+    return TransferError(f"{box.host}: our program there ended (exit status {status}).", hint=AGAIN)
 
 
 def _paced(progress: Callable[[Progress], None] | None, start: float) -> Callable[[int, int, str], None] | None:

@@ -63,7 +63,7 @@ def answer(session: Session, stdout: bytes, stderr: bytes, status: int, python: 
 
     Raises: RemoteCommandError.
     """
-    host = session.route.target
+    host = session.route.asked
     last = stdout.rstrip().rpartition(b"\n")[2]
     last = last[max(0, last.find(b'{"')) :]
     try:

@@ -180,7 +180,7 @@ class Session(Closing):
                 else next((e.lost for e in self._engines if e.lost), "it ended")
             )
             raise UnreachableError(
-                f"The connection to {self.route.target} is lost: {why}.",
+                f"The connection to {self.route.asked} is lost: {why}.",
                 hint="connect again; nbkit forwards do it alone",
             )
         return self._engines[-1]
@@ -268,7 +268,7 @@ class Session(Closing):
             raise
         except Exception as error:
             raise UnreachableError(
-                f"{self.route.target} does not answer: {plain(str(error))}.", hint="check the network"
+                f"{self.route.asked} does not answer: {plain(str(error))}.", hint="check the network"
             ) from error
 
     # -- commands

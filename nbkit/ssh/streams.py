@@ -129,7 +129,7 @@ class Streams(Closing):
         if fresh:
             relays(session, python=self._python, folder=self._folder, retire=True)
             raise RemoteCommandError(
-                f"{session.route.target} does not let us reach the relay that was started there: {line.why}.",
+                f"{session.route.asked} does not let us reach the relay that was started there: {line.why}.",
                 hint="look there: ls -l ~/.nbkit/run/*",
             )
         raise error
@@ -165,7 +165,7 @@ class Streams(Closing):
             why = "has given us up after a long absence"
         else:
             why = "has lost its relay (it was ended)"
-        gone, streams = f"{self.session.route.target} {why}", self.mux.drop_all()
+        gone, streams = f"{self.session.route.asked} {why}", self.mux.drop_all()
         self._boot = said["boot"]
         if streams:
             count = f"{len(streams)} open connection{'s' * (len(streams) > 1)}"
@@ -189,7 +189,7 @@ class Streams(Closing):
         while not self._closed:
             if self.session.error is not None or self.session.closed:
                 closed = UnreachableError(
-                    f"The connection to {self.session.route.target} was closed.", hint="connect again"
+                    f"The connection to {self.session.route.asked} was closed.", hint="connect again"
                 )
                 self._end(self.session.error or closed)
                 return
@@ -264,7 +264,7 @@ class Streams(Closing):
         if self.error is not None:
             raise self.error.with_traceback(None)  # the same each time: it would grow with each
         if not self.alive or self._closed:
-            raise UnreachableError(f"The link to {self.session.route.target} is away.", hint="it is being made again")
+            raise UnreachableError(f"The link to {self.session.route.asked} is away.", hint="it is being made again")
         mux = self.mux
         stream = RelayStream(self, remote, opened, sink, keep=keep)
         mux.open(stream)

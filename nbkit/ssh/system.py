@@ -118,7 +118,9 @@ class SystemEngine:
                 if self._master.poll() is not None:
                     raise _cause(self.route, self.said)
                 if time.monotonic() > end:
-                    raise UnreachableError(f"{target} did not let us in within {_LOGIN_S:.0f} s.", hint="try: ssh -v")
+                    raise UnreachableError(
+                        f"{target} did not let us in within {_LOGIN_S:.0f} s.", hint=f"look with: ssh -v {target.ssh}"
+                    )
                 time.sleep(0.02)
 
     def _answers(self) -> bool:
