@@ -73,6 +73,8 @@ def render(paths: list[Path]) -> int:
         work = Path(folder).resolve()
         os.environ["NBKIT_RUNS"] = str(work / "runs")
         places = {f"{work}/": "", str(work): ".", str(ROOT): ".", sys.prefix: ".venv", str(Path.home()): "~"}
+        practice = "nbkit-practice-"  # the folder of a practice box, whose ssh_config is part of lines to paste
+        places[f"{tempfile.gettempdir()}/{practice}"] = practice
         for path in paths:
             start = time.monotonic()
             print(f"notebooks: {path.name} ...", flush=True)
