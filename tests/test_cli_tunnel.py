@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from pathlib import Path
 
@@ -220,9 +221,10 @@ class TestStatusAndStop:
         code, _, err = run(place, "stop", *words)
         assert (0, "Nothing of nbkit ran on box.\n") == (code, err)
 
-    def test_stop_tells_of_a_relay_alone(self, place, tmp_path):
+    def test_stop_tells_of_a_relay_alone(self, place):
         """What kept connections through breaks is named when it is all that ran, and whether it ends now or with its last."""
-        with sshd.running(tmp_path / "s") as fresh:
+        # A short path: its socket stands in the home folder, with what the end of Jupyter clears away.
+        with tempfile.TemporaryDirectory(prefix="nbk-") as folder, sshd.running(Path(folder)) as fresh:
             words = ["box", "-F", str(fresh.config), "--python", sys.executable]
             with remote.connect("box", config=fresh.config, python=sys.executable) as box:
                 with ssh.Streams(box.session, python=box.python):

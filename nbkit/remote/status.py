@@ -93,12 +93,12 @@ def stop(host: str, *, config: str | None = None, python: str = "") -> Ended:
     """
     place = _place(host, config, python)
     with connect(host, config=place.config or None, python=place.python) as box:
-        ended = jupyter.stop(box)
-        left = [each for each in work.works(box) if each.active]
-        # Other machines of this user may be at work.
+        # Other machines of this user may be at work. Asked first: its socket goes with what is cleared away below.
         retired = [
             (int(each["pid"]), len(each["sessions"])) for each in relays(box.session, python=box.python, retire=True)
         ]
+        ended = jupyter.stop(box)
+        left = [each for each in work.works(box) if each.active]
     closed = tunnels.close(host)
     removed = kernels.unregister(host, by="tunnel") + kernels.unregister(host, by="attach")
     tunnels.forget(host)
