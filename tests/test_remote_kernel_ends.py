@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -244,6 +245,22 @@ class TestTwoLaptops:
             assert "restarting" not in states
             until(lambda: [] == client.call("GET", "/api/kernels")[1], "it is not taken for dead")
             assert [] == kernels_of(box)
+
+    def test_stop_of_the_box_ends_a_notebook_that_is_run(self, server, box):
+        """Where nothing starts kernels again, as in nbclient, the notebook ends as with any dead kernel."""
+        import nbformat
+        from nbclient import NotebookClient
+        from nbclient.exceptions import DeadKernelError
+
+        made = kernels.add(box, config=server.config)
+        cell = nbformat.v4.new_code_cell("print('at work', flush=True)\nimport time\ntime.sleep(600)")
+        client = NotebookClient(nbformat.v4.new_notebook(cells=[cell]), kernel_name=made.name, timeout=120)
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(client.execute)
+            until(lambda: cell.outputs, "the cell does not begin")
+            jupyter.stop(box)
+            with pytest.raises(DeadKernelError):
+                done.result(60)
 
 
 class TestSaid:

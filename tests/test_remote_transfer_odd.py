@@ -51,17 +51,18 @@ def deep(top: Path, levels: int = 17) -> None:
     os.close(handle)
 
 
-def both_ends(request: dict) -> dict:
-    """A transfer within this process, as whoever it is; the receiver's word."""
+def both_ends(request: dict, sends: list[str] | None = None) -> dict:
+    """A transfer within this process, as whoever it is, of what was asked for or of what the sender chooses; the receiver's
+    word."""
     ours, theirs = socket.socketpair()
     request = {
         "links": "copy", "contents": False, "many": False, "parents": True, "check": False, "dry_run": False,
         "delete": False, **request,
     }  # fmt: skip
-    sender = Sender(frames.Frames(ours.recv_into, ours.sendall), request)
+    sender = Sender(frames.Frames(ours.recv_into, ours.sendall), {**request, "sources": sends or request["sources"]})
 
     def send():
-        with ours:
+        with ours, contextlib.suppress(*([EOFError, OSError] if sends else [])):
             sender.run()
 
     thread = threading.Thread(target=send)
@@ -170,6 +171,23 @@ class TestLeftOut:
 
         with pytest.raises(TransferError, match="b/2: changed while"):
             remote.push(box, tmp_path / "a", str(tmp_path / "b"), progress=change)
+
+    @DOWN
+    def test_what_leads_nowhere_or_is_unfinished(self, box, tmp_path, down):
+        """Links that are followed and lead nowhere, or to each other; what a transfer was cut off at: notes, no failure."""
+        put(tmp_path / "a/file")
+        put(tmp_path / "a/.big.nbkit-part")
+        for name, target in (("gone", "nothing"), ("one", "two"), ("two", "one")):
+            (tmp_path / "a" / name).symlink_to(target)
+        put(tmp_path / "b/gone")
+        done = remote.sync(box, tmp_path / "a", tmp_path / "b", down=down, links="follow", delete=True)
+        assert [
+            ".big.nbkit-part is an unfinished file of a transfer: left out",
+            "gone cannot be read (No such file or directory): left out",
+            "one cannot be read (Too many levels of symbolic links): left out",
+            "two cannot be read (Too many levels of symbolic links): left out",
+        ] == list(done.notes)
+        assert ["file", "gone"] == sorted(path.name for path in (tmp_path / "b").iterdir())
 
     @DOWN
     def test_more_notes_than_a_frame_holds(self, box, tmp_path, down):
@@ -300,6 +318,12 @@ class TestPatterns:
         with pytest.raises(TransferError, match=r"nothing matches .*\*\.jsonl"):
             remote.pull(box, f"{tmp_path}/*.jsonl", tmp_path)
 
+    def test_sync_fills_in_none(self, box, tmp_path):
+        """What it deletes is too much for a guess at what was meant."""
+        put(tmp_path / "there/a1/x")
+        with pytest.raises(TransferError, match=r"cannot read .*/a\*: No such file"):
+            remote.sync(box, f"{tmp_path}/there/a*", tmp_path / "b", down=True, delete=True)
+
     def test_a_name_goes_before(self, box, tmp_path):
         """A file that is called so is that file."""
         put(tmp_path / "a/[1].log", "brackets")
@@ -328,6 +352,14 @@ class TestAskedFor:
         entries = [Entry(name, "file", 1, 0o644, 0, b"")]
         with contextlib.nullcontext() if good else pytest.raises(frames.StoppedError, match="was not asked for"):
             check(entries, contents=False, sources=sources)
+
+    def test_is_what_the_receiver_asked_for(self, tmp_path):
+        """Whatever the other side was told to send."""
+        put(tmp_path / ".bashrc")
+        (tmp_path / "in").mkdir()
+        with pytest.raises(frames.StoppedError, match=r"\.bashrc was not asked for: refused"):
+            both_ends({"sources": ["data.txt"], "dst": str(tmp_path / "in")}, sends=[str(tmp_path / ".bashrc")])
+        assert [] == list((tmp_path / "in").iterdir())
 
     def test_one_name_for_each_source(self):
         """What `.` is called only the box knows; that is one name."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from itertools import pairwise
 
+import psutil
 import pytest
 
-from nbkit.remote.watching import seen
+from nbkit.remote.watching import LOOK_S, seen
 from tests import sshd
 from tests.waiting import until
 
@@ -35,9 +38,12 @@ def syncing(server, here, there):
     process = subprocess.Popen(
         words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+    limit = threading.Timer(90, process.kill)  # who waits for a word of it fails then
+    limit.start()
     try:
         yield process
     finally:
+        limit.cancel()
         process.kill()
         process.communicate()
 
@@ -115,6 +121,71 @@ def test_says_once_what_stays_as_it_is(server, tmp_path):
         _, err = process.communicate(timeout=30)
     note = "note: out is a link out of the tree, to /mnt/large: left out; --links follow sends what it leads to"
     assert [f"Watching {here}; Ctrl-C ends.", note] == err.splitlines()
+
+
+@pytest.mark.usefixtures("own_folders")
+def test_a_failure_is_said_once_and_tried_again(server, tmp_path):
+    """What the box refuses stays refused: that is said once, tried anew without a change here, and said anew when it is back."""
+    here, there = tmp_path / "project", server.folder / "project3"
+    here.mkdir()
+    (here / "a").write_text("1")
+    with syncing(server, here, there) as process:
+        until(lambda: text(there / "a") == "1", "the first sync")
+        heard = [process.stderr.readline()]
+        for number in ("22", "4444"):
+            shutil.rmtree(there)
+            there.write_text("in the way of the folder itself")
+            (here / "a").write_text(number)
+            heard += [process.stderr.readline(), process.stderr.readline()]
+            (here / "a").write_text(f"{number}+")
+            time.sleep(LOOK_S + 1.5)  # it is tried by then, and fails again
+            there.unlink()
+            until(lambda number=number: text(there / "a") == f"{number}+", "it is not tried again", 15)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert "" == err
+    said = [line.rstrip().partition(": ")[2] for line in heard[1::2]]
+    assert [f"{there} is a file, not a folder. It is tried again."] * 2 == said
+    assert ["  Fix:  name a folder, or move it aside\n"] * 2 == heard[2::2]
+
+
+@pytest.mark.usefixtures("own_folders")
+def test_a_first_failure_ends_it(server, tmp_path):
+    """Nothing was ever in step: it is most likely mistyped."""
+    (tmp_path / "project").mkdir()
+    (server.folder / "file").write_text("in the way")
+    with syncing(server, tmp_path / "project", server.folder / "file") as process:
+        _, err = process.communicate(timeout=30)
+    assert 1 == process.returncode
+    assert "file is a file, not a folder" in err
+
+
+@pytest.mark.usefixtures("own_folders")
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_server_that_is_away(tmp_path, changed):
+    """It is waited for at rest; one that comes back with another key ends it."""
+    here = tmp_path / "project"
+    here.mkdir()
+    (here / "a").write_text("1")
+    with sshd.running(tmp_path / "own", kinds=("ed25519", "ecdsa")) as server:
+        there = server.folder / "project"
+        with syncing(server, here, there) as process:
+            until(lambda: text(there / "a") == "1", "the first sync")
+            server.stop()
+            (here / "a").write_text("22")
+            assert "Watching" in process.stderr.readline()
+            assert "It is tried again." in process.stderr.readline()
+            assert "  Fix:  " in process.stderr.readline()
+            before = sum(psutil.Process(process.pid).cpu_times()[:2])
+            time.sleep(2)
+            assert sum(psutil.Process(process.pid).cpu_times()[:2]) - before < 0.7, "it does not sleep"
+            server.host_keys = server.host_keys[changed:]
+            server.start()
+            if changed:
+                _, err = process.communicate(timeout=60)
+                assert (4, True) == (process.returncode, "CHANGED" in err)
+            else:
+                until(lambda: text(there / "a") == "22", "it is not tried again")
 
 
 def test_goes_from_here_to_a_box(tmp_path):

@@ -48,8 +48,6 @@ def keep(
                 done(sync(box, source, dst, growing=True, **options))
                 first = False
             except UnreachableError as error:
-                if box.session.error is not None:
-                    raise
                 failed(error)
                 while not box.session.wait(_CALM_S) and box.session.error is None and not ended():
                     pass
