@@ -95,15 +95,17 @@ class TestDelete:
     @DOWN
     @pytest.mark.parametrize("dry_run", [True, False], ids=["dry", "wet"])
     def test_spares_what_the_source_has_and_does_not_send(self, box, tmp_path, down, dry_run):
-        """A link out of the tree is left out; what stands there under its name is not deleted for that."""
+        """A link out of the tree is left out; what stands there under its name is not deleted for that. Nor is the beginning of
+        a file that is to come."""
         put(tmp_path / "a/file")
         (tmp_path / "a/data").symlink_to("/mnt/large")
         os.mkfifo(tmp_path / "a/pipe")
-        for name in ("data/100GB", "pipe", "old"):
+        for name in ("data/100GB", "pipe", "old", ".big.nbkit-part"):
             put(tmp_path / "b" / name)
         done = remote.sync(box, tmp_path / "a", tmp_path / "b", down=down, delete=True, dry_run=dry_run)
         assert ("old",) == done.deleted
         assert (tmp_path / "b/data/100GB").exists()
+        assert (tmp_path / "b/.big.nbkit-part").exists()
 
     @DOWN
     def test_spares_everything_where_something_cannot_be_read(self, box, tmp_path, down):
@@ -291,6 +293,33 @@ class TestNewName:
         assert source.stat().st_mtime_ns == dst.stat().st_mtime_ns
         move()
         assert ["1", "2", "a"] == sorted(path.name for path in dst.iterdir())
+
+    def test_goes_on_where_a_file_failed(self, box, tmp_path):
+        """One that changed while it was sent: the folder is not whole, and the same command makes it so."""
+        put(tmp_path / "a/1", "x" * (4 << 20))
+        put(tmp_path / "a/2")
+
+        def change(_):
+            put(tmp_path / "a/2", "longer than it was")
+
+        with pytest.raises(TransferError, match="b/2: changed while"):
+            remote.push(box, tmp_path / "a", str(tmp_path / "b"), progress=change)
+        remote.push(box, tmp_path / "a", str(tmp_path / "b"))
+        assert ["1", "2"] == sorted(path.name for path in (tmp_path / "b").iterdir())
+
+    def test_a_folder_that_is_named_as_one_is_gone_into(self, box, tmp_path, monkeypatch):
+        """With a slash behind it, for several sources, or as `.`, it is what they go into, whatever was cut off in it."""
+        put(tmp_path / "a/x")
+        put(tmp_path / "z/x")
+        put(tmp_path / "b/.nbkit-part", "a")
+        for sources, dst in ((tmp_path / "a", f"{tmp_path}/b/"), ([tmp_path / "a", tmp_path / "z"], f"{tmp_path}/b")):
+            remote.push(box, sources, dst)
+            assert (tmp_path / "b/a/x").exists()
+        assert (tmp_path / "b/z/x").exists()
+        put(tmp_path / "c/.nbkit-part", "a")
+        monkeypatch.chdir(tmp_path / "c")
+        remote.pull(box, str(tmp_path / "a"), ".")
+        assert (tmp_path / "c/a/x").exists()
 
     def test_of_another_is_not_taken_for_it(self, box, tmp_path):
         """What was cut off is gone on with by the same source alone."""
