@@ -16,7 +16,7 @@ import pytest
 
 from nbkit import remote, ssh
 from nbkit.remote import jupyter
-from nbkit.ssh import streams
+from nbkit.ssh import relays
 from nbkit.training.record import Recorder
 from tests import jupyter_box, sshd
 from tests.waiting import until
@@ -228,22 +228,20 @@ class TestStatusAndStop:
             words = ["box", "-F", str(fresh.config), "--python", sys.executable]
             with remote.connect("box", config=fresh.config, python=sys.executable) as box:
                 with ssh.Streams(box.session, python=box.python):
-                    (relay,) = streams.relays(box.session, python=box.python)
-                    until(
-                        lambda: streams.relays(box.session, python=box.python)[0]["sessions"], "no connection is seen"
-                    )
+                    (relay,) = relays.listed(box.session, python=box.python)
+                    until(lambda: relays.listed(box.session, python=box.python)[0]["sessions"], "no connection is seen")
                     said = f"The relay (pid {relay['pid']}) on box ends with the last of its connections: 1.\n"
                     assert (0, "", said) == run(place, "stop", *words)
-                until(lambda: not streams.relays(box.session, python=box.python), "the relay does not end")
+                until(lambda: not relays.listed(box.session, python=box.python), "the relay does not end")
                 assert (0, "", "Nothing of nbkit ran on box.\n") == run(place, "stop", *words)
                 ssh.Streams(box.session, python=box.python).close()
                 until(
-                    lambda: not streams.relays(box.session, python=box.python)[0]["sessions"], "it keeps the connection"
+                    lambda: not relays.listed(box.session, python=box.python)[0]["sessions"], "it keeps the connection"
                 )
-                (relay,) = streams.relays(box.session, python=box.python)
+                (relay,) = relays.listed(box.session, python=box.python)
                 said = f"Ended relay, which nothing used (pid {relay['pid']}) on box.\n"
                 assert (0, "", said) == run(place, "stop", *words)
-                until(lambda: not streams.relays(box.session, python=box.python), "the relay does not end")
+                until(lambda: not relays.listed(box.session, python=box.python), "the relay does not end")
 
     def test_status_of_a_box_that_does_not_answer(self, place, tmp_path):
         """A box that is away is shown as such among the others, and asked for by name it is an error."""

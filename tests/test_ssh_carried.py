@@ -152,6 +152,7 @@ class TestRelay:
                 Streams(session, folder=str(folder))
             assert "no such luck" in caught.value.message
             assert not session.sockets_refused
+            until(lambda: not list(folder.glob("relay-*.sock")), "the relay that nobody reaches is left there")
 
 
 CARRY = """

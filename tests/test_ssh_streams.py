@@ -260,18 +260,19 @@ class TestRelay:
             assert b"again" == talk(fwd.local_port, b"again")
             (note,) = streams.notes
             assert (
-                f"{session.route.target} has lost its relay (it was ended): 1 open connection ended; new ones work."
+                f"{session.route.asked} has lost its relay (it was ended): 1 open connection ended; new ones work."
                 == note
             )
 
     def test_one_that_hangs_is_waited_for(self, box, folder, echo, monkeypatch):
         """A relay that is stopped is not replaced: its streams go on with it; meanwhile it is said that it does not answer."""
+        from nbkit.ssh import program
         from nbkit.ssh import streams as module
 
-        text = module._text
+        text = program.text_of
         monkeypatch.setattr(module, "_DEAD_S", 2)
         monkeypatch.setattr(module, "_GREET_S", 1.0)
-        monkeypatch.setattr(module, "_text", lambda name: text(name).replace("ANSWER_S = 20.0", "ANSWER_S = 1.0"))
+        monkeypatch.setattr(program, "text_of", lambda name: text(name).replace("ANSWER_S = 20.0", "ANSWER_S = 1.0"))
         with (
             connect("box", config=box.config, ask=None) as session,
             Streams(session, folder=str(folder)) as streams,
@@ -345,7 +346,7 @@ class TestRelay:
 
     def test_an_old_one_is_replaced_and_its_streams_go_on(self, box, folder, echo, monkeypatch):
         """A relay of another version serves those it has to their end; new clients get the new one."""
-        from nbkit.ssh import streams as module
+        from nbkit.ssh import program
 
         with (
             connect("box", config=box.config, ask=None) as first,
@@ -358,8 +359,8 @@ class TestRelay:
                 assert b"x" == line.recv(1)
                 old_relay = relay_of(folder)
                 pid = ask(old_relay, "look")["pid"]
-                text = module._text
-                monkeypatch.setattr(module, "_text", lambda name: text(name) + "\n# newer")
+                text = program.text_of
+                monkeypatch.setattr(program, "text_of", lambda name: text(name) + "\n# newer")
                 with Streams(second, folder=str(folder)) as new, forward(new, echo) as fwd:
                     assert b"new" == talk(fwd.local_port, b"new")
                     assert 2 == len(list(folder.glob("relay-*.sock")))

@@ -8,11 +8,10 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from importlib import resources
 from typing import Any
 
 from nbkit.ssh import Session
-from nbkit.ssh.program import OLDEST, answer, call, command, opening
+from nbkit.ssh.program import OLDEST, answer, call, command, opening, text_of
 
 __all__ = ["OLDEST", "answer", "bundle", "call", "command", "follow", "here", "opening", "text"]
 
@@ -31,7 +30,7 @@ module.main(REQUEST)
 
 def text(name: str, package: str = "nbkit.remote.there") -> str:
     """The source of the program `name`."""
-    return resources.files(package).joinpath(f"{name}.py").read_text(encoding="utf-8")
+    return text_of(name, package)
 
 
 def bundle(*names: str) -> str:

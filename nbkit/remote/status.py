@@ -9,7 +9,7 @@ from typing import Any
 from nbkit.errors import NbkitError
 from nbkit.remote import jupyter, kernels, tunnels, work
 from nbkit.remote.box import connect
-from nbkit.ssh.streams import relays
+from nbkit.ssh import relays
 
 _AT_ONCE = 8
 
@@ -63,7 +63,7 @@ def status(host: str = "", *, config: str | None = None, python: str = "") -> li
 
 def _ask(place: tunnels.Place, *, ask: str | None) -> Status:
     with connect(place.host, config=place.config or None, ask=ask, python=place.python) as box:
-        there = relays(box.session, python=box.python)
+        there = relays.listed(box.session, python=box.python)
         active = [each for each in work.works(box) if each.active]
         return Status(place.host, tunnels.opened(place.host), jupyter.look(box), relays=there, works=active)
 
@@ -95,7 +95,8 @@ def stop(host: str, *, config: str | None = None, python: str = "") -> Ended:
     with connect(host, config=place.config or None, python=place.python) as box:
         # Other machines of this user may be at work. Asked first: its socket goes with what is cleared away below.
         retired = [
-            (int(each["pid"]), len(each["sessions"])) for each in relays(box.session, python=box.python, retire=True)
+            (int(each["pid"]), len(each["sessions"]))
+            for each in relays.listed(box.session, python=box.python, retire=True)
         ]
         ended = jupyter.stop(box)
         left = [each for each in work.works(box) if each.active]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from nbkit.ssh import program
@@ -39,7 +38,7 @@ def reach(
 
 
 def _source() -> str:
-    return resources.files("nbkit.ssh.there").joinpath("carry.py").read_text(encoding="utf-8")
+    return program.text_of("carry")
 
 
 class _Beginning:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
+from importlib import resources
 from typing import Any
 
 from nbkit.errors import RemoteCommandError
@@ -28,6 +29,11 @@ _BOOT = "; ".join(
         "exec(compile(text, 'nbkit-program', 'exec'), {'__name__': '__main__', 'REQUEST': json.loads(request.decode())})",
     )
 )
+
+
+def text_of(name: str, package: str = "nbkit.ssh.there") -> str:
+    """The source of the program `name`."""
+    return resources.files(package).joinpath(f"{name}.py").read_text(encoding="utf-8")
 
 
 def command(python: str = "python3") -> str:

@@ -7,18 +7,16 @@ socket or, where sshd forbids that, a command there. docs/relay.md has the proto
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from nbkit.closing import Closing
 from nbkit.errors import NbkitError, RemoteCommandError, UnreachableError
-from nbkit.ssh import carried, left, program
+from nbkit.ssh import carried, left, relays
 from nbkit.ssh.relayed import Line, RelayStream
 from nbkit.ssh.session import Session
 from nbkit.ssh.text import plain
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
     from nbkit.ssh.session import Connection
     from nbkit.ssh.stream import Sink
 
-_MODULES = ("frames", "flow", "mux", "spool", "endpoint", "relay")  # in the order in which they import each other
-_START_S = 60.0
 _GREET_S = 15.0
 _SILENT_S, _DEAD_S = 3, 30  # the link itself is watched by the session; this is for a relay that hangs
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
@@ -97,11 +93,9 @@ class Streams(Closing):
         Raises: RemoteCommandError with why there is none; UnreachableError.
         """
         behind = left.behind(self._to)  # of processes of ours that were killed
-        request = {
-            **_program(), "do": "start", "folder": self._folder, "limits": self._limits, "gone": sorted(behind)
-        }  # fmt: skip
-        found = program.call(self.session, _text("start"), request, python=self._python, timeout_s=_START_S)
-        self._path = str(found["path"])
+        self._path = relays.find(
+            self.session, python=self._python, folder=self._folder, limits=self._limits, gone=sorted(behind)
+        )
         for path in behind.values():
             path.unlink(missing_ok=True)
 
@@ -127,7 +121,7 @@ class Streams(Closing):
             raise error
         self._path = ""  # it may have gone: look again
         if fresh:
-            relays(session, python=self._python, folder=self._folder, retire=True)
+            relays.listed(session, python=self._python, folder=self._folder, retire=True)
             raise RemoteCommandError(
                 f"{session.route.asked} does not let us reach the relay that was started there: {line.why}.",
                 hint="look there: ls -l ~/.nbkit/run/*",
@@ -302,28 +296,3 @@ class Streams(Closing):
         self._unmark()
         for stream in self.mux.drop_all():
             stream.gone()  # type: ignore[attr-defined]  # as above
-
-
-def relays(
-    session: Session, *, python: str = "python3", folder: str = "", retire: bool = False
-) -> list[dict[str, Any]]:
-    """The relays of ours on the host, each as it describes itself; usually one.
-
-    Args:
-        retire: Have each end when its last client has gone: at once, when it has none.
-
-    Raises: RemoteCommandError, UnreachableError.
-    """
-    request = {**_program(), "texts": {}, "do": "retire" if retire else "look", "folder": folder}
-    found = program.call(session, _text("start"), request, python=python, timeout_s=_START_S)
-    return [dict(each) for each in found["relays"]]
-
-
-def _program() -> dict[str, Any]:
-    """The texts of the relay's modules, and what names this version of them."""
-    texts = {name: _text(name) for name in _MODULES}
-    return {"texts": texts, "version": hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:12]}
-
-
-def _text(name: str) -> str:
-    return resources.files("nbkit.ssh.there").joinpath(f"{name}.py").read_text(encoding="utf-8")
