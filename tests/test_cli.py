@@ -185,6 +185,8 @@ def test_pause_and_unpause_are_a_file(folder):
     assert "nbkit unpause 20260101-000000-a" in invoke("pause").stderr
     assert (folder / "20260101-000000-a" / "PAUSE").exists()
     assert 0 == invoke("unpause").exit_code
+    for words in (["--host"], ["-F", "none"], ["--python", "python3"]):  # not the newest run of this machine
+        assert (2, True) == ((found := invoke("stop", *words)).exit_code, "are for a box: name it" in found.stderr)
     for verb in ("pause", "unpause"):
         assert (2, True) == ((found := invoke(verb, "-F", "none")).exit_code, "name it with --on HOST" in found.stderr)
     assert not (folder / "20260101-000000-a" / "PAUSE").exists()

@@ -230,7 +230,7 @@ class TestNames:
         with pytest.raises(RemoteCommandError, match=rf"fits {other.id}, {one.id}"):
             work.find(box, one.id[:6])
         assert other.id == work.find(box, "twin").id == work.find(box).id
-        with pytest.raises(RemoteCommandError, match="no run 'absent' of nbkit here"):
+        with pytest.raises(RemoteCommandError, match="no run 'absent' of nbkit is there"):
             work.find(box, "absent")
         with pytest.raises(RemoteCommandError, match="no run"):
             work.find(box, "../../../etc")

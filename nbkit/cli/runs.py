@@ -118,6 +118,8 @@ def _exit(work: Work) -> str:
 def stop(what: str | None, is_host: bool, host: str, grace_s: float, config: str | None, python: str) -> None:
     if is_host and host:
         raise click.UsageError("--host names a box to end all on, --on the box that a run is on: one of them")
+    if what is None and not host and (is_host or config or python):
+        raise click.UsageError("--host, -F and --python are for a box: name it")
     if host or (what is not None and not is_host and began_on_a_box(what)):
         _stop_there(what, host, grace_s, config, python)
         return

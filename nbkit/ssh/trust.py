@@ -154,7 +154,7 @@ def trust(host: str, fingerprint: str = "", *, config: str | Path | None = None,
         verify(hop, key, address)
     if fingerprint and fingerprint != key.fingerprint:
         raise HostKeyError(
-            f"{hop.known_name} showed {key.short_type} {key.fingerprint}, not {fingerprint}. Nothing was written.",
+            f"{hop.place} showed {key.short_type} {key.fingerprint}, not {fingerprint}. Nothing was written.",
             hint="a host may have several keys: compare the one of this type; if it differs, do not connect",
         )
     if said.verdict is Verdict.OK or not fingerprint:

@@ -232,7 +232,7 @@ def chosen(name: str) -> Dict[str, Any]:
     exact = [one for one in fits if one["id"] == name]
     if not fits:
         which = "no run %r" % name if name else "no run"
-        raise ProblemError("there is %s of nbkit here" % which, "nbkit runs --on HOST")
+        raise ProblemError("%s of nbkit is there" % which, "nbkit runs --on HOST")
     if name and not exact and len(fits) > 1:
         raise ProblemError("%r fits %s" % (name, ", ".join(one["id"] for one in fits)), "write more of the id")
     return (exact or fits)[0]
