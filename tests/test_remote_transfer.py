@@ -264,6 +264,7 @@ class TestRefusals:
             ("push", "a", "no/where/x", "there is no folder .*no/where", "--parents"),
             ("pull", "a", "no/where/x", "There is no folder .*no/where", "--parents"),
             ("push", "t", "file", "file is a file, not a folder", "move it aside"),
+            ("push", "a", "file/x", "file is a file, not a folder", "move it aside"),
             ("push", "a", "has-folder", "has-folder/a is a folder, and a file was to go there", "move it aside"),
             ("push", "fifo", "x", "neither a file nor a folder", "name a file"),
             ("push", "a/", "x", "Cannot read .*a/: Not a directory", "/ behind it"),

@@ -75,6 +75,8 @@ class Plan:
         if os.path.isdir(folder):
             return
         if not self._request["parents"]:
+            if os.path.lexists(folder):
+                raise StoppedError(f"{shown(folder)} is a file, not a folder", "name a folder, or move it aside")
             raise StoppedError(f"there is no folder {shown(folder)}", "make it, or add --parents")
         if not self._request["dry_run"]:
             try:
