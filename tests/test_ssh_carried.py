@@ -93,10 +93,10 @@ class TestBytes:
         until(lambda: not carriers(own), "a command is left there")
 
     def test_what_a_login_shell_prints_is_no_part_of_it(self, tmp_path, folder, echo):
-        """Start-up files that print to both outputs, the last without a line's end, before our program begins."""
+        """Start-up files that print to both outputs, more than a channel takes unread, the last without a line's end."""
         with forbidding(tmp_path / "own") as own:
-            (own.folder / ".bashrc").write_text("seq 1 5000; echo loud >&2; printf 'nbkit-carry-'\n")
-            (own.folder / ".zshenv").write_text("seq 1 5000; echo loud >&2; printf 'nbkit-carry-'\n")
+            for name in (".bashrc", ".zshenv"):
+                (own.folder / name).write_text("seq 1 5000; seq 1 700000 >&2; printf 'nbkit-carry-'\n")
             with (
                 connect("box", config=own.config, ask=None) as session,
                 Streams(session, folder=str(folder)) as streams,
@@ -153,6 +153,27 @@ class TestRelay:
             assert "no such luck" in caught.value.message
             assert not session.sockets_refused
             until(lambda: not list(folder.glob("relay-*.sock")), "the relay that nobody reaches is left there")
+
+    @pytest.mark.parametrize(
+        ("does", "why"),
+        [
+            ("seq 1 30000; exec sleep 600", "the login shell there prints, and our program does not begin"),
+            ("rm {folder}/relay-*.sock", "/.*/relay-.*sock: No such file or directory"),
+            ("exit 3", "the command there ended without a word"),
+        ],
+    )
+    def test_why_it_does_not_begin_is_said(self, tmp_path, folder, engine, does, why):
+        """What stands in the way of the command that is to carry them, and of no other."""
+        with forbidding(tmp_path / "own") as own:
+            for name in (".bashrc", ".zshenv"):
+                (own.folder / name).write_text(
+                    f'case "$BASH_EXECUTION_STRING$ZSH_EXECUTION_STRING" in *" -S -c "*) {does.format(folder=folder)};; esac\n'
+                )
+            with (
+                connect("box", config=own.config, ask=None, engine=engine) as session,
+                pytest.raises(RemoteCommandError, match=rf"does not let us reach the relay that was started there: {why}"),
+            ):
+                Streams(session, folder=str(folder))
 
 
 CARRY = """
