@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 
 from bench import nothing_lost
 from nbkit import remote
@@ -294,6 +295,23 @@ class TestLeave:
             process.terminate()
             process.wait(60)
         assert [] == kernels_of(box)
+
+    def test_is_not_started_again_while_the_server_ends(self, server, box, tmp_path, caplog):
+        """However long that takes: nothing looks after it any more."""
+        added = kernels.add(box, config=server.config)
+
+        async def end():
+            pool = AsyncMappingKernelManager(connection_dir=str(tmp_path))
+            await pool.start_kernel(kernel_name=added.name)
+            before = kernels_of(box)
+            await pool.shutdown_all()
+            await asyncio.sleep(4)  # the restarter looks each 3 s
+            return before
+
+        with caplog.at_level("INFO"):
+            assert asyncio.run(end()) == kernels_of(box) != []
+        assert "runs on, on box" in caplog.text
+        assert "restarting kernel" not in caplog.text
 
     def test_there_must_be_one_to_return_to(self, server, box):
         """None and several are told apart, the several by name; an id that ended meanwhile is an error, not a new kernel."""

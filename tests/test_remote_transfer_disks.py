@@ -90,6 +90,15 @@ class TestFsync:
 
 
 @root_only
+def test_no_inode_for_a_folder(box, tmp_path):
+    """It is the first of several that are to be made which does not fit."""
+    with small_disk(tmp_path / "disk", 4 * MIB, files=2) as disk:
+        put(disk / "file")
+        with pytest.raises(TransferError, match=r"the disk takes no more files: could not make .*/x/y"):
+            remote.push(box, put(tmp_path / "a"), f"{disk}/x/y/", parents=True)
+
+
+@root_only
 class TestTellsNothing:
     def test_of_its_blocks(self, box, tmp_path):
         """A file system that does not say how large it is takes what it takes."""

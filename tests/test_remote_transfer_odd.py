@@ -234,6 +234,17 @@ class TestInto:
         assert (1, ["b/in is somebody else's: its mode and time stay as they are"]) == (done["files"], done["notes"])
 
     @root_only
+    @pytest.mark.parametrize("name", ["x", "old"], ids=["in the way", "too much"])
+    def test_what_is_to_be_deleted_and_somebody_elses(self, tmp_path, name):
+        """A folder that cannot be deleted, for what is in it is not ours, is named."""
+        put(tmp_path / "a/x")
+        put(tmp_path / "b" / name / "in")
+        (tmp_path / "b").chmod(0o777)
+        with pytest.raises(AssertionError, match=rf"StoppedError: no permission to write b/{name} "):
+            as_nobody(tmp_path, sources=["a"], dst="b", contents=True, delete=True)
+        assert (tmp_path / "b" / name / "in").exists()
+
+    @root_only
     def test_a_folder_that_somebody_else_keeps(self, tmp_path):
         """Where nothing may be written the file says so, and the others go over."""
         put(tmp_path / "a/in/file")
@@ -320,6 +331,16 @@ class TestNewName:
         monkeypatch.chdir(tmp_path / "c")
         remote.pull(box, str(tmp_path / "a"), ".")
         assert (tmp_path / "c/a/x").exists()
+
+    def test_that_cannot_be_marked(self, box, tmp_path):
+        """What says whose beginning it is has become a link: it is not written through."""
+        put(tmp_path / "a/x")
+        put(tmp_path / "kept", "a")
+        (tmp_path / "b").mkdir()
+        (tmp_path / "b/.nbkit-part").symlink_to("../kept")
+        with pytest.raises(TransferError, match=r"could not write .*b/\.nbkit-part: Too many levels of symbolic links"):
+            remote.push(box, tmp_path / "a", str(tmp_path / "b"))
+        assert "a" == (tmp_path / "kept").read_text()
 
     def test_of_another_is_not_taken_for_it(self, box, tmp_path):
         """What was cut off is gone on with by the same source alone."""

@@ -171,7 +171,9 @@ class TestRelay:
                 )
             with (
                 connect("box", config=own.config, ask=None, engine=engine) as session,
-                pytest.raises(RemoteCommandError, match=rf"does not let us reach the relay that was started there: {why}"),
+                pytest.raises(
+                    RemoteCommandError, match=rf"does not let us reach the relay that was started there: {why}"
+                ),
             ):
                 Streams(session, folder=str(folder))
 

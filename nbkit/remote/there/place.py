@@ -162,8 +162,12 @@ def explained(error: OSError, path: bytes, free: int = 0) -> StoppedError:
 
 
 def _holds_no_more_files(path: bytes) -> bool:
-    try:
-        disk = os.statvfs(os.path.dirname(path) or b".")
-    except OSError:
-        return False
+    disk = disk_of(os.path.dirname(path))
     return disk.f_files > 0 and not disk.f_favail
+
+
+def disk_of(folder: bytes) -> os.statvfs_result:
+    """What the file system tells of itself that a folder is on, which may have to be made first."""
+    while not os.path.isdir(folder or b"."):
+        folder = os.path.dirname(folder)
+    return os.statvfs(folder or b".")

@@ -9,7 +9,7 @@ import sys
 from typing import Any, Dict, List, NamedTuple, Optional, Set
 
 from nbkit.remote.there.frames import BLOCK, StoppedError, amount, raw, shown
-from nbkit.remote.there.place import explained, look
+from nbkit.remote.there.place import disk_of, explained, look
 from nbkit.remote.there.tree import FILE, FOLDER, LINK, PART, Entry, part_of
 
 OTHER = "device, pipe or socket"
@@ -151,10 +151,7 @@ class Plan:
 
     def free(self) -> int:
         """Bytes that this user may still write."""
-        folder = self.base
-        while not os.path.isdir(folder):
-            folder = os.path.dirname(folder) or b"."
-        found = os.statvfs(folder)
+        found = disk_of(self.base)
         if not found.f_blocks:
             return sys.maxsize  # a file system that does not tell
         return found.f_bavail * found.f_frsize
@@ -223,15 +220,21 @@ class Plan:
         return sorted(found)
 
     def remove(self, names: List[bytes]) -> None:
-        """Delete them."""
+        """Delete them.
+
+        Raises: StoppedError where one cannot be.
+        """
         import shutil  # here, not above: it brings every archiver with it
 
         for name in names:
             path = self.path(name)
-            if os.path.isdir(path) and not os.path.islink(path):
-                shutil.rmtree(path)
-            else:
-                os.unlink(path)
+            try:
+                if os.path.isdir(path) and not os.path.islink(path):
+                    shutil.rmtree(path)
+                else:
+                    os.unlink(path)
+            except OSError as error:  # of a folder it names what is in it, without the folder
+                raise explained(error, path) from error
 
     def settle_folders(self) -> List[str]:
         """Mode and time of each folder, from the inside outwards; notes on those of somebody else, which stay as they are."""

@@ -101,10 +101,7 @@ class Receiver:
     def _make_way(self) -> None:
         """Remove what stands in the way, make the folders."""
         plan = self._plan
-        try:
-            plan.remove(plan.in_the_way)
-        except OSError as error:
-            raise explained(error, error.filename or plan.base, plan.free()) from error
+        plan.remove(plan.in_the_way)
         plan.make_folders()
         try:
             plan.mark(done=False)
