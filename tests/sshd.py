@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -16,9 +17,11 @@ from pathlib import Path
 import pytest
 
 from nbkit.ssh.tokens import local_user
+from tests.waiting import until
 
 SSHD = shutil.which("sshd") or next((p for p in ("/usr/sbin/sshd", "/usr/local/sbin/sshd") if Path(p).exists()), "")
-READY_S = 20.0
+READY_S = 60.0
+FIRST_OUTGOING = 32_768  # of Linux's ports for outgoing connections, unless somebody changed that
 
 
 def need(*programs: str) -> None:
@@ -143,13 +146,15 @@ class Sshd:
         self.process = None
 
     def end_relays(self) -> None:
-        """End the relays that were started with this server's folder as home."""
-        home = f"HOME={self.folder}".encode()
+        """End the relays that were started with this server's folder as home; they are gone when this returns."""
+        home, ending = f"HOME={self.folder}".encode(), []
         for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
                 words = cmdline.read_bytes().split(b"\0")
                 if b"nbkit-relay" in words and home in (cmdline.parent / "environ").read_bytes().split(b"\0"):
                     os.kill(int(cmdline.parent.name), signal.SIGTERM)
+                    ending.append(cmdline)
+        until(lambda: not any(has_words(cmdline) for cmdline in ending), "a relay does not end")
 
     def trust(self, *keys: Path, name: str = "") -> None:
         """Write known_hosts so that the server is known by `keys` (its first host key when none is given)."""
@@ -173,11 +178,21 @@ class Sshd:
         return path
 
 
+def has_words(cmdline: Path) -> bool:
+    """True while a process runs: one that has ended, and was not waited for, has none."""
+    with contextlib.suppress(OSError):
+        return bool(cmdline.read_bytes())
+    return False
+
+
 def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that was free a moment ago, and that the system gives to no outgoing connection: a server that is away for a
+    while finds it free again, and who dials it meanwhile is not connected to himself.
+    """
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", 10_000 + secrets.randbelow(FIRST_OUTGOING - 10_000)))
+            return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager
