@@ -16,6 +16,7 @@ from nbkit.ssh import connect, resolve, trust
 from nbkit.ssh.known_hosts import Verdict, hashed, judge
 from tests.ssh_known_hosts import CASES, Judge, ask_nbkit, ask_ssh, public
 from tests.sshd import keygen, need, running
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -75,18 +76,19 @@ class TestVerdicts:
 
 
 class TestConnect:
-    def test_an_unknown_key_is_refused_with_the_line_that_trusts_it(self, box, place):
+    def test_an_unknown_key_is_refused_with_the_line_that_trusts_it(self, tmp_path):
         """Exit code 4, the fingerprint ssh-keygen shows, no user name sent, nothing written."""
-        config, known = place
-        before = box.log
-        with pytest.raises(HostKeyError) as caught:
-            connect("box", config=config, ask=None)
-        listed = subprocess.run(["ssh-keygen", "-lf", f"{box.host_keys[0]}.pub"], capture_output=True, text=True,
-                                check=True, timeout=20).stdout.split()[1]  # fmt: skip
-        assert 4 == caught.value.exit_code
-        assert f"nbkit trust box -F {config} {listed}" in caught.value.hint
-        assert "" == known.read_text()
-        assert "user" not in box.log[len(before) :].lower().replace("preauth", "")
+        with running(tmp_path / "own") as own:  # in whose log no other connection ends late
+            own.known_hosts.write_text("")
+            with pytest.raises(HostKeyError) as caught:
+                connect("box", config=own.config, ask=None)
+            listed = subprocess.run(["ssh-keygen", "-lf", f"{own.host_keys[0]}.pub"], capture_output=True, text=True,
+                                    check=True, timeout=20).stdout.split()[1]  # fmt: skip
+            assert 4 == caught.value.exit_code
+            assert f"nbkit trust box -F {own.config} {listed}" in caught.value.hint
+            assert "" == own.known_hosts.read_text()
+            until(lambda: "[preauth]" in own.log, "the end of the connection in the log")
+            assert "user" not in own.log.lower().replace("preauth", "")
 
     @pytest.mark.parametrize("setting", ["no", "accept-new", "off"])
     def test_strict_host_key_checking_no_is_not_honoured(self, box, tmp_path, setting):
