@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -214,7 +215,7 @@ class TestPort:
             fwd.close()
             fwd.close()
             assert b"" == line.recv(1)
-        until(lambda: ours() == threads, "threads are left")
+        until(lambda: not Counter(ours()) - Counter(threads), "threads are left")
         until(lambda: len(os.listdir("/proc/self/fd")) <= files, "descriptors are left")
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", fwd.local_port), timeout=WAIT_S).close()
