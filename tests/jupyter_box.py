@@ -32,7 +32,7 @@ def running(*options):
         try:
             yield server
         finally:
-            with remote.connect("box", config=server.config) as box:
+            with remote.connect("box", config=server.config, python=sys.executable) as box:
                 jupyter.stop(box)
     shutil.rmtree(folder, ignore_errors=True)
 

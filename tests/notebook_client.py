@@ -78,6 +78,13 @@ class Kernel:
                                      "buffers": [], "channel": "shell"}))  # fmt: skip
         return number
 
+    def until_printing(self) -> list[dict[str, Any]]:
+        """What is heard until a cell has begun to print."""
+        heard: list[dict[str, Any]] = []
+        while not heard or heard[-1]["msg_type"] != "stream":
+            heard.append(json.loads(self.socket.recv()))
+        return heard
+
     def close(self) -> None:
         """End the connection; the kernel goes on."""
         self.socket.close()

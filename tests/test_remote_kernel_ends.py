@@ -62,9 +62,9 @@ class TestKilled:
         with serving(tmp_path) as (_, client), contextlib.closing(client.kernel(made.name)) as kernel:
             (pid,) = kernels_of(box)
             number = kernel.send(COUNTS)
-            time.sleep(1)
+            heard = kernel.until_printing()
             os.kill(pid, signal.SIGKILL)
-            heard = until_restarting(kernel)
+            heard += until_restarting(kernel)
             said = text_of(heard, number, "stderr")
             assert "The kernel was killed at " in said
             assert "(SIGKILL, signal 9); it had " in said
@@ -269,7 +269,7 @@ class TestSaid:
         added = kernels.add(box, config=server.config)
         with serving(tmp_path) as (_, client), contextlib.closing(client.kernel(added.name)) as kernel:
             kernel.send("import time\nfor number in range(100):\n    print(number, flush=True)\n    time.sleep(0.03)")
-            time.sleep(1)
+            kernel.until_printing()
             server.end_relays()
             until(lambda: "has lost its relay" in (tmp_path / "server.log").read_text(), "the log says nothing")
             assert "What the kernel prints is kept: nbkit kernel logs box" in (tmp_path / "server.log").read_text()
@@ -331,6 +331,8 @@ class TestSaid:
 
             until(says, "nothing is heard")
             until(lambda: says() and ear.ear.recv() == topics[-1], "not all is heard")
+            assert says()
+            assert says()
             heard = [ear.ear.recv() for _ in range(8)]
             assert set(topics[1:]) == set(heard)
             ear.ear.close(0)

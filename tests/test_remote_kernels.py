@@ -200,10 +200,14 @@ class TestCuts:
 
         manager, client = await start_new_async_kernel(kernel_name=name, startup_timeout=60)
         try:
+            at_work = asyncio.Event()
             task = asyncio.create_task(
-                client.execute_interactive("import time\ntime.sleep(90)", timeout=80, output_hook=lambda _: None)
-            )
-            await asyncio.sleep(1)
+                client.execute_interactive(
+                    "import time\nprint('at work', flush=True)\ntime.sleep(90)", timeout=80,
+                    output_hook=lambda message: message["msg_type"] == "stream" and at_work.set(),
+                )
+            )  # fmt: skip
+            await asyncio.wait_for(at_work.wait(), 60)
             await asyncio.to_thread(server.cut)
             await manager.interrupt_kernel()
             assert "KeyboardInterrupt" == (await task)["content"]["ename"]
@@ -259,14 +263,11 @@ class TestLeave:
         with serving(tmp_path) as (process, client):
             with contextlib.closing(client.kernel(added.name)) as kernel:
                 kernel.send(code)
-                time.sleep(1)
+                kernel.until_printing()
             process.kill()
             process.wait(60)
         one = kernels.find(box)["id"]
-        end = time.monotonic() + 60
-        while not any(each["type"] == "error" for each in jupyter.said(box, one)):
-            assert time.monotonic() < end
-            time.sleep(0.2)
+        until(lambda: any(each["type"] == "error" for each in jupyter.said(box, one)), "the cell does not end")
         said = [each for each in jupyter.said(box, one) if each["request"]]
         assert code == next(each["content"]["code"] for each in said if each["type"] == "execute_input")
         text = "".join(each["content"]["text"] for each in said if each["type"] == "stream")
@@ -282,9 +283,12 @@ class TestLeave:
         done = jupyter.stop(box)
         assert ["kernel"] == [each["what"] for each in done.ended]
         assert [] == done.rest
-        while any(f"kernel-{one}" in " ".join(each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"])):
-            assert time.monotonic() < end
-            time.sleep(0.1)
+        until(
+            lambda: (
+                not any(f"kernel-{one}" in " ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"]))
+            ),
+            "a process is left",
+        )
 
     def test_goes_with_the_server_where_it_is_told_to(self, server, box, tmp_path):
         """on_close="end": nothing is left on the box."""

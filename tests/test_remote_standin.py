@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 
 import psutil
@@ -65,13 +64,16 @@ def answers(port):
     return False
 
 
-def said(client, code, **options):
-    """What running `code` printed."""
+def said(client, code, printed=lambda: None):
+    """What running `code` printed, and the reply; `printed` is called when it prints."""
     texts = []
-    reply = client.execute_interactive(
-        code, timeout=60, **options,
-        output_hook=lambda m: texts.append(m["content"]["text"]) if m["msg_type"] == "stream" else None,
-    )  # fmt: skip
+
+    def heard(message):
+        if message["msg_type"] == "stream":
+            texts.append(message["content"]["text"])
+            printed()
+
+    reply = client.execute_interactive(code, timeout=60, output_hook=heard)
     return "".join(texts), reply["content"]
 
 
@@ -94,11 +96,12 @@ class TestStandIn:
                 if message["msg_type"] == "stream" and message["parent_header"]["msg_id"] == number:
                     lines += message["content"]["text"].split()
             assert [str(each) for each in range(60)] == lines
-            threading.Timer(1, process.send_signal, [signal.SIGINT]).start()
-            assert "KeyboardInterrupt" == said(client, "time.sleep(60)")[1]["ename"]
+            code, interrupt = "print('at work', flush=True)\ntime.sleep(60)", lambda: process.send_signal(signal.SIGINT)
+            printed, reply = said(client, code, interrupt)
+            assert ("at work\n", "KeyboardInterrupt") == (printed, reply["ename"])
             assert "on\n" == said(client, "print('on')")[0]
             process.send_signal(signal.SIGTERM)
-            assert 0 == process.wait(30)
+            assert 0 == process.wait(60)
         with remote.connect("box", config=server.config, python=sys.executable) as again:
             found = jupyter.look(again)
         assert ([], []) == (found.kernels, found.ended)
@@ -122,7 +125,7 @@ class TestStandIn:
             client.wait_for_ready(timeout=60)
             (child,) = psutil.Process(process.pid).children()
             process.kill()
-            child.wait(30)
+            child.wait(60)
         assert (on_close == "leave") == bool(jupyter.look(box).kernels)
 
     def test_what_keeps_it_from_starting_is_on_stderr(self, server, box, tmp_path):
