@@ -23,20 +23,22 @@ from tests.waiting import until
 from tests.widget_kernel import VIEW, custom_in, is_frozen, shown_by
 from tests.works import finished
 
-# A run of nbkit whose steps cost nothing.
+# A run of nbkit whose steps cost nothing: as many as its arguments say, or until a file is there, where they name one.
 STEPS = """
-import sys, time
+import itertools, os, sys, time
 from nbkit.training.record import Recorder, new_path
 recorder = Recorder(new_path("steps"))
 total, every_s = int(sys.argv[1]), float(sys.argv[2])
 recorder.set("training", max_steps=total)
-for step in range(1, total + 1):
+for step in itertools.count(1):
     if recorder.stop_asked:
         break
     recorder.row(step, {"loss": 3 / step, "learning_rate": 2e-4, "num_tokens": 1000.0 * step})
     recorder.system({"cpu_percent": 50.0, "rss_gib": 1.0, "ram_gib": 4.0})
     recorder.step(step)
     time.sleep(every_s)
+    if os.path.exists(sys.argv[3]) if len(sys.argv) > 3 else step == total:
+        break
 recorder.set("stopped" if recorder.stop_asked else "done", step=step)
 recorder.close()
 """
@@ -52,11 +54,11 @@ def _own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def trains(box, tmp_path):
-    """Begin a run there: so many steps, so many seconds each."""
+    """Begin a run there: so many steps, so many seconds each; or until a file is there."""
 
-    def begin(steps, every_s):
+    def begin(steps, every_s, *until_there):
         (tmp_path / "steps.py").write_text(STEPS)
-        return work.begin(box, tmp_path / "steps.py", arguments=[str(steps), str(every_s)])
+        return work.begin(box, tmp_path / "steps.py", arguments=[str(steps), str(every_s), *map(str, until_there)])
 
     return begin
 
@@ -75,20 +77,22 @@ def same(found, run):
 
 
 def ended(run):
-    run._mirror.join(30)
+    run._mirror.join(120)
     return run.status
 
 
 class TestMirror:
-    def test_grows_here_as_it_does_there(self, box, trains):
+    def test_grows_here_as_it_does_there(self, box, trains, tmp_path):
         """A feed of it moves while it runs; at the end every file is the one that is there, for this user alone."""
-        found = trains(60, 0.05)
+        found = trains(60, 0.05, tmp_path / "enough")
         run = mirror.watch(box)
         feed = Feed(run)
         seen = [len(feed.poll().rows)]
         until(lambda: seen.append(len(feed.poll().rows)) or len([rows for rows in seen if rows]) > 5)
         assert "training" == run.status.state
-        assert ("done", 60) == (ended(run).state, run.status.step)
+        (tmp_path / "enough").touch()
+        assert "done" == ended(run).state
+        assert list(range(1, run.status.step + 1)) == [row["step"] for row in run.metrics()]
         assert same(found, run)
         assert (0o700, 0o600) == tuple(path.stat().st_mode & 0o777 for path in (run.path, run.path / "metrics.jsonl"))
 

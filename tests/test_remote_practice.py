@@ -118,7 +118,7 @@ def fail():
     raise ValueError("deep inside")
 
 
-def write_a_run(rows):
+def write_a_run(rows, until_there=""):
     import json
     import os
     import time
@@ -131,6 +131,8 @@ def write_a_run(rows):
                   "pid": os.getpid(), "host": "gpu-box", "process_started": 0.0}  # fmt: skip
         (run / "part").write_text(json.dumps(status | {"state": "done" if row == rows - 1 else "training"}))
         (run / "part").rename(run / "status.json")
+        while until_there and row == rows - 2 and not os.path.exists(until_there):  # noqa: PTH110
+            time.sleep(0.05)
         time.sleep(0.5)
     (run / "model").mkdir()
     (run / "model" / "weights").write_bytes(b"w" * 1000)
@@ -199,9 +201,11 @@ class TestJob:
 
     def test_its_run_is_followed_here(self, box, tmp_path):
         """The copy of its run grows while it runs, and is whole, result and all, when `wait` returns."""
-        job = remote.start(box, write_a_run, {"rows": 8}, name="followed")
+        over = tmp_path / "over"
+        job = remote.start(box, write_a_run, {"rows": 8, "until_there": str(over)}, name="followed")
         run = job.follow(tmp_path)
         assert "training" == run.status.state
+        over.touch()
         assert run.id == job.wait()
         assert ("done", b"w" * 1000) == (run.status.state, (run.path / "model" / "weights").read_bytes())
 

@@ -54,17 +54,29 @@ class TestScript:
         assert (137, "failed") == (ended.exit_code, ended.state)
 
 
+# Counts, and waits at every hundredth line until a file of its number is there.
+HELD = (
+    COUNT.replace("import sys", "import os, sys")
+    + """
+    while number % 100 == 99 and not os.path.exists(os.path.join(sys.argv[3], str(number))):
+        time.sleep(0.02)
+"""
+)
+
+
 class TestLink:
-    def test_cuts_lose_nothing_and_double_nothing(self, box, server, script):
+    def test_cuts_lose_nothing_and_double_nothing(self, box, server, script, tmp_path):
         """Three cuts while it prints: every line is here, once, in order."""
-        found = work.begin(box, script(COUNT), arguments=["300", "0.01"])
+        found = work.begin(box, script(HELD), arguments=["300", "0.01", str(tmp_path)])
         said: list[bytes] = []
         notes: list[str] = []
 
         def cut():
-            for share in (200, 1000, 2000):
+            for number, share in enumerate((200, 1000, 2000)):
                 until(lambda share=share: sum(map(len, said)) > share)
                 server.cut()
+                until(lambda number=number: sum("is lost" in note for note in notes) > number, "the loss is not said")
+                (tmp_path / str(100 * number + 99)).touch()
 
         cutter = threading.Thread(target=cut)
         cutter.start()
@@ -74,13 +86,14 @@ class TestLink:
         assert "done" == ended.state
         assert 3 == sum("is lost" in note for note in notes)
 
-    def test_goes_on_when_its_connection_is_closed(self, box, server, script):
+    def test_goes_on_when_its_connection_is_closed(self, box, server, script, tmp_path):
         """It needs no connection; another one, of another machine, finds it by its file's name and sees all of it."""
         with connect("box", config=server.config, python=shlex.quote(sys.executable)) as other:
-            begun_there = work.begin(other, script(COUNT, "alone.py"), arguments=["20", "0.05"])
+            begun_there = work.begin(other, script(HELD, "alone.py"), arguments=["100", "0.01", str(tmp_path)])
         found = work.find(box, "alone")
         assert (begun_there.id, "running") == (found.id, found.state)
-        assert "".join(f"line {number}\n" for number in range(20)) == finished(found)[1]
+        (tmp_path / "99").touch()
+        assert "".join(f"line {number}\n" for number in range(100)) == finished(found)[1]
 
     def test_last_lines(self, box, script):
         """The last lines alone, where they are asked for; more than there are is all."""

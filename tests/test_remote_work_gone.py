@@ -61,8 +61,9 @@ def test_of_another_home_is_not_listed(box, tmp_path):
 def test_verbs_say_so(laptop):
     """`logs` and `pull` have nothing to give, and say why; `runs` shows it, `stop` ends it."""
     (laptop.folder / "count.py").write_text(COUNT)
-    laptop.run("run", "count.py", "--on", "box", "-d", *laptop.options, "--", "100000", "0.05")
-    (run,) = json.loads(laptop.run("runs", "--on", "box", "--json", *laptop.options)[1])
+    begun = laptop.run("run", "count.py", "--on", "box", "-d", "--json", *laptop.options, "--", "100000", "0.05")[1]
+    runs = json.loads(laptop.run("runs", "--on", "box", "--json", *laptop.options)[1])
+    (run,) = [one for one in runs if one["id"] == json.loads(begun)["id"]]
     shutil.rmtree(run["folder"])
     for more in ([], ["--tail", "3"]):
         code, out, err = laptop.run("logs", "count", *more, *laptop.options)

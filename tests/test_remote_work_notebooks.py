@@ -95,13 +95,15 @@ class TestNotebook:
 
     def test_the_file_grows_cell_by_cell(self, box, tmp_path):
         """While a cell is at work the file there has the cells before it, and `progress` says where it is."""
-        found = work.begin(box, written(tmp_path, "print('first')", "import time; time.sleep(600)", "print('never')"))
-        until(lambda: (found.again().about["progress"] or {}).get("cell") == 2)
+        sleeps = "import time; print('at work', flush=True); time.sleep(600)"
+        found = work.begin(box, written(tmp_path, "print('first')", sleeps, "print('never')"))
+        until(lambda: "at work" in Path(found.about["folder"], "log").read_text().splitlines())
+        assert 2 == found.again().about["progress"]["cell"]
         assert "first\n" == outputs(Path(found.about["folder"], "files", "a.ipynb"))[0]
         found.stop()
         ended, _ = finished(found)
         assert ("stopped", 143) == (ended.state, ended.exit_code)
-        assert ["first\n", "KeyboardInterrupt", ""] == outputs(ended.pull_notebook(tmp_path / "back"))
+        assert ["first\n", "at work\nKeyboardInterrupt", ""] == outputs(ended.pull_notebook(tmp_path / "back"))
         until(lambda: not there.marked(found.about["folder"]))
 
     def test_its_kernel_is_private(self, box, tmp_path):
