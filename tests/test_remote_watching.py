@@ -48,6 +48,15 @@ def syncing(server, here, there):
         process.communicate()
 
 
+def until_said(process, what):
+    """The lines of a sync until one has `what`: only then it is over."""
+    said: list[str] = []
+    while not said or what not in said[-1]:
+        said.append(process.stdout.readline())
+        assert said[-1], "".join(said)
+    return said
+
+
 @pytest.mark.usefixtures("own_folders")
 def test_changes_arrive_also_after_a_cut(server, tmp_path):
     """New, changed and removed files are there soon after; one that was changed while the link was cut, too. Ctrl-C ends it."""
@@ -55,20 +64,20 @@ def test_changes_arrive_also_after_a_cut(server, tmp_path):
     (here / "src").mkdir(parents=True)
     (here / "src" / "a.py").write_text("1")
     with syncing(server, here, there) as process:
-        until(lambda: text(there / "src" / "a.py") == "1", "the first sync")
+        said = until_said(process, ", 1 B in")
+        assert "1" == text(there / "src" / "a.py")
         (here / "b.txt").write_text("new")
-        until(lambda: text(there / "b.txt") == "new", "a new file")
+        said += until_said(process, ", 3 B in")
+        assert "new" == text(there / "b.txt")
         server.cut()
         (here / "src" / "a.py").write_text("22")
-        until(lambda: text(there / "src" / "a.py") == "22", "a change during a cut")
+        said += until_said(process, ", 2 B in")
+        assert "22" == text(there / "src" / "a.py")
         (here / "b.txt").unlink()
-        until(lambda: not (there / "b.txt").exists(), "a removal")
-        said: list[str] = []
-        while not said or "1 deleted" not in said[-1]:
-            said.append(process.stdout.readline())
-            assert said[-1], "".join(said)
+        said += until_said(process, "1 deleted")
+        assert not (there / "b.txt").exists()
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=60)
     assert (130, "") == (process.returncode, out), err
     assert sum(", 1 B in" in line or ", 3 B in" in line or ", 2 B in" in line for line in said) == 3, said
     assert err.startswith(f"Watching {here}; Ctrl-C ends.\n")
@@ -116,9 +125,10 @@ def test_says_once_what_stays_as_it_is(server, tmp_path):
         (there / "sub").write_text("in the way of a folder, which --delete mends")
         (here / "sub").mkdir()
         (here / "sub" / "file").write_text("file")
-        until(lambda: text(there / "sub" / "file") == "file", "what was in the way")
+        until_said(process, ", 4 B in")
+        assert "file" == text(there / "sub" / "file")
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=60)
     note = "note: out is a link out of the tree, to /mnt/large: left out; --links follow sends what it leads to"
     assert [f"Watching {here}; Ctrl-C ends.", note] == err.splitlines()
 
