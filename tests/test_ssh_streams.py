@@ -213,11 +213,11 @@ class TestStorm:
 
         `python -m bench streams` has the whole.
         """
-        tally = soak(tmp_path, seed=3, cuts=7, stalls=3, seconds=9.0, engine=engine, forbids=forbids)
+        tally = soak(tmp_path, seed=3, cuts=7, stalls=3, seconds=9.0, least=4, engine=engine, forbids=forbids)
         assert tally.sound, str(tally)
         assert tally.cuts + tally.stalls > 3
         for first, last in (tally.here, tally.there):
-            assert (first["threads"], first["files"]) == (last["threads"], last["files"]), str(tally)
+            assert all(last[key] <= first[key] for key in ("threads", "files")), str(tally)
 
 
 class TestRelay:

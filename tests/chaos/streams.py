@@ -236,13 +236,13 @@ class Faults:
                 break
         return time.monotonic() - start_s
 
-    def all(self, cuts: int, stalls: int, end: float) -> None:
-        """So many of each, mixed, at most until `end`."""
+    def all(self, cuts: int, stalls: int, end: float, least: int = 0) -> None:
+        """So many of each, mixed, at most until `end`; `least` of them however long that takes."""
         order = [self.cut] * cuts + [self.stall] * stalls
         self.dice.shuffle(order)
-        for one in order:
+        for number, one in enumerate(order):
             time.sleep(self.dice.uniform(0.05, 1.2))
-            if time.monotonic() > end or self.tally.broken:
+            if (time.monotonic() > end and number >= least) or self.tally.broken:
                 return
             one()
 
@@ -298,10 +298,13 @@ def run(
     cuts: int,
     stalls: int,
     seconds: float,
+    least: int = 0,
     engine: str = "paramiko",
     forbids: bool = False,
 ) -> Tally:
-    """So many faults, in so many seconds at most; `forbids`: sshd forbids forwards, a command carries the streams."""
+    """So many faults, in so many seconds at most, but `least` in any case; `forbids`: sshd forbids forwards, a command
+    carries the streams.
+    """
     tally = Tally()
     place = folder / "relay"
     with _rig(folder, engine, forbids) as (session, target, fault), Streams(session, folder=str(place)) as streams, \
@@ -316,13 +319,23 @@ def run(
         tally.here, tally.there = [sizes(os.getpid())], [sizes(pid)]
         began, before = time.monotonic(), streams.reconnects
         with Soak(fwd, tally, seed).running():
-            Faults(streams, fault, tally, seed).all(cuts, stalls, began + seconds)
+            Faults(streams, fault, tally, seed).all(cuts, stalls, began + seconds, least)
         tally.took_s, tally.reconnects = time.monotonic() - began, streams.reconnects - before
         settled(streams)
-        tally.here.append(sizes(os.getpid()))
-        tally.there.append(sizes(pid))
+        tally.here.append(grown(os.getpid(), tally.here[0]))
+        tally.there.append(grown(pid, tally.there[0]))
         start.ask(str(path), {"do": "retire"})
     return tally
+
+
+def grown(pid: int, before: dict[str, int]) -> dict[str, int]:
+    """The sizes of a process that had those of `before`, when it has let go of what it lets go of."""
+    end = time.monotonic() + 30
+    while True:
+        now = sizes(pid)
+        if all(now[key] <= before[key] for key in ("threads", "files")) or time.monotonic() > end:
+            return now
+        time.sleep(0.2)
 
 
 def settled(streams: Streams) -> None:

@@ -28,6 +28,7 @@ from nbkit.errors import NbkitError
 from nbkit.remote.there.tree import part_of
 from tests import sshd
 from tests.delay_proxy import delayed
+from tests.waiting import until
 
 MIB = 1 << 20
 _SIZE = 12 * MIB
@@ -223,8 +224,8 @@ def small_disk(where: Path, size: int, files: int = 0) -> Iterator[Path]:
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},nr_inodes={files}", "tmpfs", str(where)], check=True)
     try:
         yield where
-    finally:
-        subprocess.run(["umount", str(where)], check=True)
+    finally:  # a program on the box may not have ended yet
+        until(lambda: not subprocess.run(["umount", str(where)], check=False).returncode, "the disk stays busy")
 
 
 def run(folder: Path, *, seed: int, cuts: int, kills: int, corrupted: int, full: int, changed: int) -> Tally:
