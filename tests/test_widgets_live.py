@@ -35,12 +35,14 @@ class TestDashboard:
         assert re.fullmatch(r"\d{8}-\d{6}-steps(-\d+)?", state["history"]["history"]["run"])
 
     def test_deltas_are_small_and_a_page_that_connects_gets_all(self, kernel, widget):
-        """Refreshes carry what is new, in well under 1 kB; `ready` and a request for the state give the whole."""
+        """Refreshes carry what is new, in well under 1 kB where they are not late; `ready` and a request for the state give
+        the whole."""
         kernel.until(lambda m: len(kernel.told(widget)) > 8, "eight refreshes")
         deltas = [
             each["content"] for each in kernel.told(widget) if each["method"] == "custom" and "rows" in each["content"]
         ]
-        assert max(len(json.dumps(delta)) for delta in deltas[1:]) < 800
+        # Four steps a refresh; one that comes late brings those that waited for it.
+        assert max(len(json.dumps(delta)) / max(1.0, len(delta["rows"]) / 8) for delta in deltas[1:]) < 800
         kernel.say(widget, {"kind": "ready", "n": 0})
         whole = kernel.until(lambda m: "history" in custom_in(m, widget), "the whole")
         kernel.say(widget, {"method": "request_state"})
@@ -59,7 +61,7 @@ class TestDashboard:
         request = kernel.client.session.msg("create_subshell_request", {})
         kernel.client.control_channel.send(request)
         subshell = kernel.client.get_control_msg(timeout=LIMIT_S)["content"]["subshell_id"]
-        waiting = kernel.send("run.wait(20)")
+        waiting = kernel.send("run.wait(60)")
         kernel.until(lambda m: is_of(m, waiting) and kind_of(m) == "execute_input", "the waiting cell")
         kernel.say(widget, {"kind": "stop"}, subshell_id=subshell)
         kernel.until(lambda m: "stop" == custom_in(m, widget).get("ack"), "the answer to the click")
@@ -103,12 +105,14 @@ class TestPictures:
         """NBKIT_DISPLAY=html needs no widget manager."""
         before = len(kernel.messages)
         shown = shown_by(
-            kernel.run("import os; os.environ['NBKIT_DISPLAY'] = 'html'\nrun = begin(30)\nnbkit.watch(run)")
+            kernel.run("import os; os.environ['NBKIT_DISPLAY'] = 'html'\nrun = begin(2000)\nnbkit.watch(run)")
         )
         assert (1, True, False) == (len(shown), "<svg" in shown[0]["text/html"], VIEW in shown[0])
         run = re.search(r"<title>([\w-]+): ", shown[0]["text/html"])[1]
         note = "pictures, no widget: NBKIT_DISPLAY=html; NBKIT_DISPLAY=widget, html or text overrides"
         assert f"{run} · {note}" in shown[0]["text/html"]
+        kernel.until(lambda m: is_drawn(m) and run in m["content"]["data"]["text/html"], "a picture of later")
+        kernel.run("run.stop()")
         kernel.until(lambda m: is_frozen(m) and run in m["content"]["data"]["text/plain"], "the last picture")
         updates = [m for m in kernel.messages[before:] if kind_of(m) == "update_display_data"]
         assert len(updates) >= 2
