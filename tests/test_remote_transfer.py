@@ -457,7 +457,7 @@ class TestFaults:
     @pytest.mark.parametrize("name", ["a.jsonl", "a.log"])
     def test_lines_that_are_being_appended(self, box, tmp_path, name):
         """With `growing`, what stood in a .jsonl or .log at the start is taken, which is refused otherwise."""
-        put(tmp_path / f"t/{name}", 3 * MIB)
+        put(tmp_path / f"t/{name}", 24 * MIB)  # time enough to be appended to
         over = threading.Event()
 
         def append():
@@ -477,7 +477,7 @@ class TestFaults:
             over.set()
             writer.join()
         got = (tmp_path / f"u/{name}").read_bytes()
-        assert len(got) > 3 * MIB
+        assert len(got) > 24 * MIB
         assert (tmp_path / f"t/{name}").read_bytes().startswith(got)
 
     @pytest.mark.skipif(os.getuid() != 0, reason="needs root to mount a small disk")
