@@ -199,6 +199,37 @@ class TestQuestions:
         assert "terminal" in caught.value.hint
 
 
+FIRST_FOUR = """
+import sys, threading
+from nbkit.ssh import connect
+
+sys.setswitchinterval(1e-5)
+found, ready = [], threading.Barrier(4)
+
+def go(engine):
+    ready.wait()
+    try:
+        connect(sys.argv[1], config="none", ask=None, engine=engine)
+    except Exception as error:
+        found.append(type(error).__name__)
+
+threads = [threading.Thread(target=go, args=(engine,)) for engine in ("ssh", "paramiko") * 2]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(*found)
+"""
+
+
+def test_the_first_connections_may_be_several_at_once():
+    """As `nbkit hosts` makes them: what is loaded for the first is not met half loaded, by either engine."""
+    need("ssh")
+    words = [sys.executable, "-c", FIRST_FOUR, f"127.0.0.1:{free_port()}"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
+    assert ["UnreachableError"] * 4 == done.stdout.split()
+
+
 class TestHostile:
     def test_channels_from_the_server_are_refused(self, visit, host_key):
         """Agent, X11 and reverse forwards: none is accepted, asked for or not."""

@@ -61,6 +61,9 @@ def connect(
     if engine == "ssh" and not shutil.which("ssh"):
         raise SshConfigError("ssh is not installed here.", hint="apt install openssh-client")
     system = engine == "ssh" or (engine == "auto" and bool(route.needs_ssh) and shutil.which("ssh") is not None)
+    # All of it before any part: two threads that begin with different parts find each other's half loaded (Python 3.11).
+    import paramiko  # noqa: F401
+
     return Session(route, ask=asker, timeout_s=timeout_s, system=system)
 
 
