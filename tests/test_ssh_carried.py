@@ -226,6 +226,24 @@ class TestProgram:
                         process.wait(1.0)
                     assert cpu_s(process.pid) - before < 0.2, "it does not sleep"
 
+    def test_what_is_said_after_the_end_of_stdin(self, tmp_path):
+        """The other end learns of it, may take its time, and is heard; nothing is done meanwhile."""
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(tmp_path / "s"))
+            listener.listen()
+            with carrying(tmp_path / "s") as process:
+                peer, _ = listener.accept()
+                with peer:
+                    peer.settimeout(10)
+                    process.stdin.close()
+                    assert b"" == peer.recv(1)
+                    before = cpu_s(process.pid)
+                    with pytest.raises(subprocess.TimeoutExpired):
+                        process.wait(1.0)
+                    assert cpu_s(process.pid) - before < 0.2, "it does not sleep"
+                    peer.sendall(b"late")
+                assert carry.HELLO + b"late" == process.stdout.read()
+
     @pytest.mark.parametrize("end", ["both", "stdout", "peer"])
     def test_ends_with_either_end(self, tmp_path, end):
         """When sshd has closed its pipes, when nobody reads any more, when the other end is gone."""
