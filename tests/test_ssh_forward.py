@@ -306,6 +306,7 @@ class TestCommandLine:
                             assert b"" == talk(rows[0]["port"], b"x")
                         heard[option] = process.stderr.readline()
                         talk(rows[1]["port"], b"x")
+                        time.sleep(1.5)  # what is said again and again would be by then
                     finally:
                         process.send_signal(signal.SIGINT)
                         heard[option] += process.communicate(timeout=WAIT_S)[1]
