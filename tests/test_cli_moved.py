@@ -9,6 +9,7 @@ import pty
 import struct
 import sys
 import termios
+import time
 
 import click
 import pytest
@@ -104,14 +105,21 @@ class TestMeter:
         """They take two columns each."""
         assert "\u6587" * 4 == fitted("\u6587" * 9, 10)
 
-    @pytest.mark.parametrize("after_s", [0.0, 60.0])
+    @pytest.mark.parametrize("after_s", [0.0, 0.3])
     def test_what_is_waited_for(self, monkeypatch, after_s):
         """Is said where it takes long, and only then."""
         with self.terminal(monkeypatch) as shown:
             with patience("Starting", after_s):
                 assert after_s or shown() == "Starting ...\r\n"
+            time.sleep(2 * after_s)
             print("the end", file=sys.stderr, flush=True)
             assert "the end\r\n" == shown()
+
+    def test_nobody_is_told_where_there_is_no_terminal(self, capsys):
+        """A script's stderr has errors and notes."""
+        with patience("Starting", 0.0):
+            time.sleep(0.2)
+        assert "" == capsys.readouterr().err
 
 
 def test_bytes_that_are_no_text():
