@@ -84,6 +84,17 @@ class TestMeter:
             meter.end()
             assert "\r\x1b[K" == shown()
 
+    def test_where_something_moves_nothing_is_said_of_looking(self, monkeypatch):
+        """It would stand there in place of how far it is."""
+        monkeypatch.setattr(_moved, "_PATIENCE_S", 0.2)
+        with self.terminal(monkeypatch) as shown:
+            meter = Meter()
+            meter.begin()
+            meter.tell(Progress(5 * MB, 90_000 * MB, "a", 2.0))
+            time.sleep(0.5)
+            meter.end()
+            assert "Looking" not in shown()
+
     def test_speed_is_that_of_lately(self, capsys, monkeypatch):
         """What was there already goes by in a moment: it says nothing about the rest. At first no time is told."""
         monkeypatch.setattr(_moved, "_LINE_S", 0.0)
