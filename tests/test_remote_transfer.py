@@ -552,6 +552,7 @@ class TestCommand:
         [
             (("push", "a", "b"), 2, "is not HOST:PATH"),
             (("push", "box:a", "b"), 2, "from a host to here is nbkit pull"),
+            (("push", "hf://org/model", "b"), 2, "HOST:PATH: 'b' is not HOST:PATH\n"),
             (("pull", "a", "box:"), 2, "from here to a host is nbkit push"),
             (("pull", "box:a", "other:b", "."), 2, "one host"),
             (("sync", "a", "b"), 2, "one of SRC and DST"),
