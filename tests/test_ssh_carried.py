@@ -197,6 +197,18 @@ def carrying(path: Path):
             process.kill()
 
 
+@contextlib.contextmanager
+def accepted(path: Path):
+    """The program, and the other end of its connection."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        with carrying(path) as process:
+            peer, _ = listener.accept()
+            with peer:
+                yield process, peer
+
+
 class TestProgram:
     def test_bytes_both_ways_and_a_half_close(self, tmp_path):
         """Any byte, more than all buffers hold; the end of stdin is passed on, and what comes back after it arrives."""
@@ -208,59 +220,45 @@ class TestProgram:
 
     def test_a_slow_reader_holds_up_the_other_end(self, tmp_path):
         """What nobody reads is not read there: the socket's sender gets rid of no more than the buffers hold."""
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(tmp_path / "s"))
-            listener.listen()
-            with carrying(tmp_path / "s") as process:
-                peer, _ = listener.accept()
-                with peer:
-                    peer.settimeout(1.0)
-                    sent = 0
-                    with contextlib.suppress(TimeoutError):
-                        while sent < 8 * MIB:
-                            sent += peer.send(bytes(MIB))
-                    assert sent < 8 * MIB
-                    before = cpu_s(process.pid)
-                    assert process.poll() is None
-                    with pytest.raises(subprocess.TimeoutExpired):
-                        process.wait(1.0)
-                    assert cpu_s(process.pid) - before < 0.2, "it does not sleep"
+        with accepted(tmp_path / "s") as (process, peer):
+            peer.settimeout(1.0)
+            sent = 0
+            with contextlib.suppress(TimeoutError):
+                while sent < 8 * MIB:
+                    sent += peer.send(bytes(MIB))
+            assert sent < 8 * MIB
+            before = cpu_s(process.pid)
+            assert process.poll() is None
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(1.0)
+            assert cpu_s(process.pid) - before < 0.2, "it does not sleep"
 
     def test_what_is_said_after_the_end_of_stdin(self, tmp_path):
         """The other end learns of it, may take its time, and is heard; nothing is done meanwhile."""
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(tmp_path / "s"))
-            listener.listen()
-            with carrying(tmp_path / "s") as process:
-                peer, _ = listener.accept()
-                with peer:
-                    peer.settimeout(10)
-                    process.stdin.close()
-                    assert b"" == peer.recv(1)
-                    before = cpu_s(process.pid)
-                    with pytest.raises(subprocess.TimeoutExpired):
-                        process.wait(1.0)
-                    assert cpu_s(process.pid) - before < 0.2, "it does not sleep"
-                    peer.sendall(b"late")
-                assert carry.HELLO + b"late" == process.stdout.read()
+        with accepted(tmp_path / "s") as (process, peer):
+            peer.settimeout(10)
+            process.stdin.close()
+            assert b"" == peer.recv(1)
+            before = cpu_s(process.pid)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(1.0)
+            assert cpu_s(process.pid) - before < 0.2, "it does not sleep"
+            peer.sendall(b"late")
+            peer.close()
+            assert carry.HELLO + b"late" == process.stdout.read()
 
     @pytest.mark.parametrize("end", ["both", "stdout", "peer"])
     def test_ends_with_either_end(self, tmp_path, end):
         """When sshd has closed its pipes, when nobody reads any more, when the other end is gone."""
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(tmp_path / "s"))
-            listener.listen()
-            with carrying(tmp_path / "s") as process:
-                peer, _ = listener.accept()
-                with peer:
-                    assert carry.HELLO == process.stdout.read(len(carry.HELLO))
-                    if end == "both":
-                        process.stdin.close()
-                    if end == "peer":
-                        peer.close()
-                    else:
-                        process.stdout.close()
-                    process.wait(WAIT_S)
+        with accepted(tmp_path / "s") as (process, peer):
+            assert carry.HELLO == process.stdout.read(len(carry.HELLO))
+            if end == "both":
+                process.stdin.close()
+            if end == "peer":
+                peer.close()
+            else:
+                process.stdout.close()
+            process.wait(WAIT_S)
 
     def test_no_socket_there(self, tmp_path):
         """Is said, as an object in the last line, in place of the first words."""
