@@ -140,7 +140,7 @@ def test_a_failure_is_said_once_and_tried_again(server, tmp_path):
     here.mkdir()
     (here / "a").write_text("1")
     with syncing(server, here, there) as process:
-        until(lambda: text(there / "a") == "1", "the first sync")
+        until_said(process, ", 1 B in")
         heard = [process.stderr.readline()]
         for number in ("22", "4444"):
             shutil.rmtree(there)
@@ -150,7 +150,8 @@ def test_a_failure_is_said_once_and_tried_again(server, tmp_path):
             (here / "a").write_text(f"{number}+")
             time.sleep(LOOK_S + 1.5)  # it is tried by then, and fails again
             there.unlink()
-            until(lambda number=number: text(there / "a") == f"{number}+", "it is not tried again", 15)
+            until(lambda number=number: text(there / "a") == f"{number}+", "it is not tried again")
+            until_said(process, f", {len(number) + 1} B in")
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
     assert "" == err
