@@ -86,7 +86,9 @@ class TestLines:
             "r = Recorder(Path(sys.argv[1]) / 'run')\n"
             "for step in range(50): r.row(step, {'loss': 1.0})\n"
             "if sys.argv[2] == 'kill':\n"
-            "    time.sleep(1.0); r.row(99, {'loss': 1.0}); os.kill(os.getpid(), signal.SIGKILL)\n"
+            "    rows = r.path / 'metrics.jsonl'\n"
+            "    while not rows.exists() or rows.read_text().count('\\n') < 50: time.sleep(0.05)\n"
+            "    r.row(99, {'loss': 1.0}); os.kill(os.getpid(), signal.SIGKILL)\n"
             "raise ValueError\n"
         )
         for how, least in (("raise", 50), ("kill", 50)):

@@ -198,9 +198,12 @@ class TestStop:
 class TestPause:
     def test_holds_after_the_step_and_goes_on_bit_exactly(self, whole):
         """Paused, looked at, let go: the losses and weights of a run that was never paused."""
-        trainer = again()
+        trainer, asked = again(), threading.Event()
+        plain = trainer.training_step
+        trainer.training_step = lambda *args, **options: plain(*args, **options) if asked.wait(60) else None
         run = training.start(trainer)
         run.pause()
+        asked.set()  # it is not over before that
         until(lambda: run.status.state == "paused")
         held = run.status.step
         assert "" == manifest.wrong(run.path / "checkpoints" / f"checkpoint-{held}")
