@@ -23,7 +23,13 @@ def folder():
     yield path
     for socket_file in path.glob("relay-*.sock"):
         ask(socket_file, "end")
-    shutil.rmtree(path)
+
+    def removed():
+        with contextlib.suppress(FileNotFoundError):  # the relay removes its own meanwhile
+            shutil.rmtree(path)
+        return not path.exists()
+
+    until(removed, "the relay's folder does not go")
 
 
 def ask(path: Path, do: str):

@@ -70,7 +70,7 @@ class BoxProvisioner(KernelProvisionerBase):
         try:
             key = await asyncio.to_thread(self._launch, cmd, kwargs["env"], manager.session.key.decode())
         except NbkitError as error:
-            raise _shown(error) from error
+            raise _shown(error, manager.parent) from error
         pool.attend(manager.parent, BoxProvisioner)
         shell, iopub, stdin, control, heartbeat = (forward.local_port for forward in self._forwards)
         info: dict[str, Any] = {
@@ -305,9 +305,9 @@ class BoxProvisioner(KernelProvisionerBase):
             kernels.unregister(self.host, running=self.running)
 
 
-def _shown(error: NbkitError) -> Exception:
+def _shown(error: NbkitError, started_by: object) -> Exception:
     """As a page shows it: Jupyter Server says "Unhandled error" of any error but its own."""
-    if "jupyter_server" not in sys.modules:
+    if not any(kind.__module__.startswith("jupyter_server.") for kind in type(started_by).__mro__):
         return error
     from tornado.web import HTTPError
 
