@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Bytes = bytes | bytearray | memoryview
 STDERR_BYTES = 64 * 1024  # of what the command said last
-_AT_ONCE = 256 * 1024  # bytes of a long output to wake its reader for, an eighth of the window
+_AT_ONCE = 512 * 1024  # bytes of a long output to wake its reader for, a sixth of the window
 _SHOWN = 80  # characters of a command in an error
 
 
