@@ -377,6 +377,14 @@ class TestRefusals:
             remote.push(box, put(tmp_path / "a", 5), str(tmp_path / "b"))
         assert f"try: ssh -F {closed.config} box python3 --version" == caught.value.hint
 
+    def test_an_account_that_is_closed_while_we_write(self, tmp_path):
+        """The same where there is still something to send when it ends: more names than the host lets come at once."""
+        names = [f"{'x' * 80}{number}" for number in range(40_000)]
+        with sshd.running(tmp_path / "sshd", 'ForceCommand sh -c "echo This account is closed.; exit 1"') as closed, (
+            remote.connect("box", config=closed.config)
+        ) as box, pytest.raises(RemoteCommandError, match="This account is closed"):  # fmt: skip
+            remote.pull(box, names, tmp_path)
+
     @pytest.mark.parametrize("dst", ["", "~", "/", "."])
     def test_delete_spares_the_home_folder(self, box, tmp_path, dst):
         """`sync data HOST: --delete` would leave nothing there but the data."""

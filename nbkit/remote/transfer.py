@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -247,6 +248,7 @@ def _link(box: Box, request: dict[str, Any]) -> Iterator[frames.Frames]:
     """
     source = program.bundle(*_MODULES[request["role"]])
     with batch(), box.session.start(_line(box)) as process, contextlib.ExitStack() as stack:
+        greeting = _Greeting(process)
         try:
             process.write(program.opening(source, request))
             lender = process if isinstance(process, ChannelProcess) else None
@@ -255,7 +257,7 @@ def _link(box: Box, request: dict[str, Any]) -> Iterator[frames.Frames]:
             link = frames.Frames(process.readinto, process.write, lender)
 
             def first(view: memoryview) -> int:
-                _await_hello(process)
+                greeting.wait()
                 link.read = process.readinto
                 return process.readinto(view)
 
@@ -274,24 +276,38 @@ def _link(box: Box, request: dict[str, Any]) -> Iterator[frames.Frames]:
             raise TransferError(f"{message}.", hint=plain(hint)) from error
         except UnreachableError as error:
             raise UnreachableError(error.message, hint=f"{AGAIN} (what has come over is kept)") from error
-        except _UnheardError as error:
-            raise _ended(box, process, error.args[0]) from error
         except (EOFError, NbkitError) as error:
-            raise _ended(box, process) from error
+            raise _ended(box, process, greeting.instead()) from error
 
 
-class _UnheardError(Exception):
-    """Our program there did not begin; what was heard in its place."""
+class _Greeting:
+    """Waits for the first words of our program there: a login shell may have printed before."""
 
+    def __init__(self, process: Process) -> None:
+        self._process, self._lock = process, threading.Lock()
+        self._heard: bytes | None = b""  # so far; None once they have come
 
-def _await_hello(process: Process) -> None:
-    """Read on to the first words of our program: a login shell may have printed before."""
-    heard = b""
-    while not heard.endswith(frames.HELLO):
-        byte = process.read(1)
-        if not byte or len(heard) > _NOISE_BYTES:
-            raise _UnheardError(heard)
-        heard += byte
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Read on to their end.
+
+        Raises: EOFError when they do not come, TooLateError for each byte.
+        """
+        with self._lock:
+            while self._heard is not None:
+                byte = self._process.read(1, timeout_s)
+                if not byte or len(self._heard) > _NOISE_BYTES:
+                    raise EOFError
+                self._heard += byte
+                if self._heard.endswith(frames.HELLO):
+                    self._heard = None
+
+    def instead(self) -> bytes | None:
+        """What came in their place, also where our end failed first, at writing to what had ended; None when they came."""
+        if self._lock.acquire(timeout=_END_S):  # a thread that reads replies may wait for them, too
+            self._lock.release()
+            with contextlib.suppress(EOFError, NbkitError):
+                self.wait(_END_S)
+        return self._heard
 
 
 def _ended(box: Box, process: Process, heard: bytes | None = None) -> NbkitError:
