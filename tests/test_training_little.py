@@ -239,8 +239,16 @@ class TestResume:
 
     def test_an_unfinished_run_of_another_recipe_is_not_left_behind(self):
         """auto refuses and names the difference; resume=None starts anew."""
-        little.stopped_at(little.trainer(), 3, name="t")
-        with pytest.raises(RunError, match=r"is unfinished (.|\n)*learning_rate: 0\.01, now 0\.02(.|\n)*resume=None"):
+        run = little.stopped_at(little.trainer(), 3, name="t")
+        refused = pytest.raises(
+            RunError, match=r"is unfinished (.|\n)*learning_rate: 0\.01, now 0\.02(.|\n)*resume=None"
+        )
+        with refused:
+            training.start(little.trainer(learning_rate=0.02), name="t", resume="auto")
+        for second in range(60):  # as where both start in one second
+            started = time.strftime("%Y%m%d-%H%M%S", time.localtime(time.time() + second))
+            (run.path.parent / f"{started}-t").mkdir(exist_ok=True)
+        with refused:
             training.start(little.trainer(learning_rate=0.02), name="t", resume="auto")
         assert "done" == training.start(little.trainer(learning_rate=0.02), name="t").wait(60).status.state
 

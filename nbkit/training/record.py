@@ -147,10 +147,14 @@ class Recorder:
         self.pause_asked = (self.path / "PAUSE").exists()
 
 
+def in_path(name: str) -> str:
+    """A run's name as it stands in that of its directory."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
+
+
 def new_path(name: str) -> Path:
     """A directory for a new run: its time and `name`, with a number when two start in one second."""
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
-    base = f"{time.strftime('%Y%m%d-%H%M%S')}-{safe}"
+    base = f"{time.strftime('%Y%m%d-%H%M%S')}-{in_path(name)}"
     root = runs_dir()
     number = 1
     path = root / base

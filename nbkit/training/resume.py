@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from nbkit.errors import RunError
 from nbkit.training import manifest
 from nbkit.training.recipe import differences, read_yaml
-from nbkit.training.record import new_path
+from nbkit.training.record import in_path, new_path
 from nbkit.training.run import Run, latest, runs
 
 # A run that failed so is not in the way of another recipe: the recipe was at fault.
@@ -46,7 +47,7 @@ def plan(
     if resume == "auto":
         found = next((run for run in runs() if not mismatch(run, values, data)), None)
         if found is None:
-            _refuse_unfinished(fresh, values, data)
+            _refuse_unfinished(title, values, data)
             return Plan(fresh, notes=("resume: no earlier run has this recipe and these rows; started anew",))
         return _go_on(found, trainer, fresh, auto=True)
     run = resume if isinstance(resume, Run) else latest(resume)
@@ -92,10 +93,10 @@ def _require_exact(trainer: Any) -> None:
         )
 
 
-def _refuse_unfinished(fresh: Path, values: dict[str, Any], data: dict[str, Any]) -> None:
+def _refuse_unfinished(name: str, values: dict[str, Any], data: dict[str, Any]) -> None:
     """Not to leave an interrupted run behind because a value was changed unawares."""
-    title = fresh.name.split("-", 2)[-1]
-    run = next((run for run in runs() if run.id.split("-", 2)[-1].startswith(title)), None)
+    named = re.compile(rf"\d+-\d+-{re.escape(in_path(name))}(-\d+)?")  # a number: of those that started in one second
+    run = next((run for run in runs() if named.fullmatch(run.id)), None)
     if run is None or run.status.state not in {"stopped", "failed"}:
         return
     failed = [event.get("kind") for event in run.events() if event["event"] == "failed"]
